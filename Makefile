@@ -1,0 +1,72 @@
+# Everything goes into a virtual environment of its own. For example:
+#   make train PYTHON=python3.12 ARGS="--epochs 2"
+#   make test ARGS="-k gru -x"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY = $(VENV)/bin/python
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_FILES = pyproject.toml setup.py $(wildcard buildtools/*.py)
+
+.PHONY: help train test bench build lint format clean
+
+help:
+	@echo "make train    train the default language model"
+	@echo "make test     run the tests"
+	@echo "make bench    run the benchmarks"
+	@echo "make build    compile what has changed of the kernels"
+	@echo "make lint     check style and types"
+	@echo "make format   put the style right"
+	@echo "make clean    remove what was built"
+	@echo "Each sets up $(VENV) first, where needed. ARGS=... are handed on; PYTHON=python3.12 chooses the Python."
+
+train: $(VENV)/.installed $(VENV)/.built
+	$(VENV)/bin/rnnext train $(ARGS)
+
+test: $(VENV)/.installed-test $(VENV)/.built
+	$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-test $(VENV)/.built
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+build: $(VENV)/.built
+
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(PY) -m mypy
+
+format: $(VENV)/.installed-dev
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist *.egg-info rnnext/*.so rnnext/_build_info.py $(VENV)/.built
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The environment, with what a build needs: the kernels are compiled against the torch in it.
+$(VENV)/.ready: pyproject.toml buildtools/checks.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON). Name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) buildtools/checks.py
+	$(PYTHON) -m venv $(VENV)
+	$(PY) buildtools/checks.py --requirements >$(VENV)/requirements.txt
+	$(PY) -m pip install -r $(VENV)/requirements.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.ready $(BUILD_FILES) $(CXX_FILES)
+	$(PY) setup.py build_ext --inplace
+	touch $@
+
+# .installed, or .installed-EXTRA with the dependencies of an extra.
+$(VENV)/.installed: $(VENV)/.ready $(BUILD_FILES) | $(VENV)/.built
+	$(PY) -m pip install --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.ready $(BUILD_FILES) | $(VENV)/.built
+	$(PY) -m pip install --no-build-isolation -e '.[$*]'
+	touch $@

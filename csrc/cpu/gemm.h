@@ -1,0 +1,64 @@
+// Products with a matrix that many calls share: in float on libtorch's brgemm (oneDNN's generated microkernel), in
+// double on our own kernel.
+#pragma once
+
+#include <vector>
+
+#include "cpu/team.h"
+#include "engine/params.h"
+
+namespace rnnext::cpu {
+
+// brgemm keeps a generated kernel for each distinct shape, for ever. Rows of A go in chunks of at most kRowChunk, so
+// that packed batches, which shrink row by row, need few shapes.
+constexpr int64_t kRowChunk = 64;
+constexpr int64_t kPanelWidth = 64;
+// A panel of B of this many rows stays in L2 beside the rows of A.
+constexpr int64_t kDepthBlock = 1024;
+
+// The right-hand side B [depth, columns] of products C = A B, cut into panels of at most kPanelWidth columns.
+//
+// Packed: each panel is stored contiguously, [depth][width]. In place: the weights are read as they lie, where the
+// products have too few rows to repay the packing.
+template <class T>
+class RightMatrix {
+ public:
+  // `pieces`: ranges of columns that no panel may straddle; together they cover all columns in order.
+  RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed);
+
+  // Values of the buffer that pack() fills.
+  int64_t buffer_size() const { return packed_ ? depth_ * columns_ : 0; }
+
+  // B = w^T for w [columns, depth], or B = w for w [depth, columns]. All threads of the team call it; they meet after it.
+  void pack(const Team& team, Rows<const T> w, bool transposed, T* buffer);
+
+  // C (+)= A B[depths, :] on the columns of pieces [first_piece, last_piece), by this thread alone; A has depths.size()
+  // columns.
+  void multiply(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, int64_t first_piece,
+                int64_t last_piece) const;
+
+  // C (+)= A B, shared out over the team; they do not meet after it.
+  void multiply(const Team& team, int64_t rows, Rows<const T> a, Rows<T> c, bool accumulate) const;
+
+  int64_t depth() const { return depth_; }
+  int64_t pieces() const { return static_cast<int64_t>(first_panel_.size()) - 1; }
+
+ private:
+  void panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, const Range& panel) const;
+
+  int64_t depth_, columns_;
+  bool packed_, transposed_ = false;
+  std::vector<Range> panels_;         // columns of each panel
+  std::vector<int64_t> first_panel_;  // [pieces + 1]
+  Rows<const T> w_;
+  const T* buffer_ = nullptr;
+};
+
+// Rows in all that repay packing the matrix.
+constexpr int64_t kWorthPacking = 8;
+
+// C [m, n] (+)= A [m, k] B [k, n], all row-major, on one thread.
+template <class T>
+void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
+
+}  // namespace rnnext::cpu

@@ -1,0 +1,61 @@
+#include "cpu/kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+namespace rnnext {
+
+const InstructionSet* const kInstructionSets[] = {
+#if defined(__x86_64__)
+    &avx512_set, &avx2_set,
+#endif
+    &baseline_set};
+const int kInstructionSetCount = std::size(kInstructionSets);
+
+namespace {
+
+const InstructionSet& choose() {
+  const char* forced = std::getenv("RNNEXT_ISA");
+  std::string known;
+  for (const InstructionSet* set : kInstructionSets) {
+    known += std::string(known.empty() ? "" : ", ") + set->name;
+    if (forced && std::strcmp(forced, set->name) != 0) continue;
+    if (set->supported()) return *set;
+    if (forced) throw std::runtime_error(std::string("RNNEXT_ISA=") + forced + ": this processor lacks it");
+  }
+  throw std::runtime_error(std::string("RNNEXT_ISA=") + forced + " is not one of: " + known);
+}
+
+}  // namespace
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet& set = choose();
+  return set;
+}
+
+template <>
+const Kernels<float>& kernels<float>() {
+  return *instruction_set().f32;
+}
+
+template <>
+const Kernels<double>& kernels<double>() {
+  return *instruction_set().f64;
+}
+
+template <class T>
+const Cell<T>* find_cell(const char* name) {
+  const Kernels<T>& table = kernels<T>();
+  for (int i = 0; i < table.cell_count; ++i) {
+    if (std::strcmp(table.cells[i].shape.name, name) == 0) return &table.cells[i];
+  }
+  return nullptr;
+}
+
+template const Cell<float>* find_cell<float>(const char*);
+template const Cell<double>* find_cell<double>(const char*);
+
+}  // namespace rnnext

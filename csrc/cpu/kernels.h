@@ -1,0 +1,54 @@
+// The functions that exist once for each instruction set: the cells' steps, and what moves data into the products'
+// order. A table of them is chosen when the library is loaded.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/cell.h"
+
+namespace rnnext {
+
+template <class T>
+struct Kernels {
+  const Cell<T>* cells;
+  int cell_count;
+
+  // C [m, n] (+)= A [m, k] B [k, n]
+  void (*gemm)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
+  // C [m, n] (+)= A [m, k] W^T for W [n, k], read as it lies: for few rows
+  void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c,
+                          bool accumulate);
+  // dst[c][r] = src[r][c]
+  void (*transpose)(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst);
+  // sums[i] = (accumulate ? sums[i] : 0) + sum over j of src[i][j]
+  void (*row_sums)(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate);
+  // dst = src where the counter-based generator keeps the element, times 1 / (1 - p); else 0. Dense, `count` elements
+  // that begin at element `first` of the layer's output; `first` is a multiple of 4.
+  void (*dropout)(int64_t first, int64_t count, const T* src, T* dst, uint64_t seed, uint32_t layer, double p);
+};
+
+struct InstructionSet {
+  const char* name;
+  bool (*supported)();
+  bool has_brgemm;  // libtorch's brgemm takes float from AVX2 up
+  const Kernels<float>* f32;
+  const Kernels<double>* f64;
+};
+
+extern const InstructionSet avx512_set, avx2_set, baseline_set;
+
+// The sets compiled in, best first; the last one runs everywhere.
+extern const InstructionSet* const kInstructionSets[];
+extern const int kInstructionSetCount;
+
+// The best set of this processor, or the one that RNNEXT_ISA names. Throws when that one is unknown or cannot run here.
+const InstructionSet& instruction_set();
+
+template <class T>
+const Kernels<T>& kernels();
+
+// The cell of that name, or null.
+template <class T>
+const Cell<T>* find_cell(const char* name);
+
+}  // namespace rnnext

@@ -1,0 +1,31 @@
+// The body of kernels.h for one instruction set. Included once by each file in isa/, which sets RNNEXT_ISA (the
+// namespace) and RNNEXT_VECTOR_BYTES. No header of torch or of the C++ library with templates may be included here:
+// the linker could pick their copy, compiled for this set, for a machine that lacks it.
+#pragma once
+
+#include "cpu/simd.h"
+
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+#include "cpu/dropout.h"
+#include "cpu/kernels.h"
+#include "cpu/matrix.h"
+#include "cpu/step.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// The list of the built-in cells.
+template <class T>
+inline constexpr Cell<T> cells[] = {cell<T, LSTM>(), cell<T, GRU>(), cell<T, RNNTanh>(), cell<T, RNNRelu>()};
+
+template <class T>
+inline constexpr Kernels<T> table{.cells = cells<T>,
+                                  .cell_count = sizeof(cells<T>) / sizeof(Cell<T>),
+                                  .gemm = &gemm<T>,
+                                  .gemm_transposed = &gemm_transposed<T>,
+                                  .transpose = &transpose<T>,
+                                  .row_sums = &row_sums<T>,
+                                  .dropout = &dropout<T>};
+
+}  // namespace rnnext::RNNEXT_ISA

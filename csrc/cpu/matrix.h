@@ -1,0 +1,142 @@
+// Products of small matrices, transposes and sums, on one thread.
+#pragma once
+
+#include "cpu/simd.h"
+
+#include "cells/math.h"
+#include "engine/cell.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// How many vectors of a row of C a product keeps in registers, for four rows at a time.
+constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
+
+// M rows by V vectors of C, the last of them `tail` values wide.
+template <int M, int V, class T>
+RNNEXT_INLINE void gemm_tile(int64_t k, int64_t tail, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  using Values = Vec<T>;
+  constexpr int64_t width = Values::width;
+  Values sum[M][V];
+  for (int i = 0; i < M; ++i) {
+    for (int j = 0; j < V; ++j) {
+      sum[i][j] = accumulate ? Values::load(c[i] + j * width, j + 1 < V ? width : tail) : Values(T(0));
+    }
+  }
+  for (int64_t l = 0; l < k; ++l) {
+    Values row[V];
+    for (int j = 0; j < V; ++j) row[j] = Values::load(b[l] + j * width, j + 1 < V ? width : tail);
+    for (int i = 0; i < M; ++i) {
+      const Values factor(a[i][l]);
+      for (int j = 0; j < V; ++j) sum[i][j] = fma(factor, row[j], sum[i][j]);
+    }
+  }
+  for (int i = 0; i < M; ++i) {
+    for (int j = 0; j < V; ++j) sum[i][j].store(c[i] + j * width, j + 1 < V ? width : tail);
+  }
+}
+
+template <int V, class T>
+void gemm_columns(int64_t m, int64_t k, int64_t tail, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  int64_t i = 0;
+  for (; i + 4 <= m; i += 4) gemm_tile<4, V>(k, tail, a.from(i), b, c.from(i), accumulate);
+  for (; i < m; ++i) gemm_tile<1, V>(k, tail, a.from(i), b, c.from(i), accumulate);
+}
+
+template <class T>
+void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  constexpr int64_t width = Vec<T>::width, wide = kVectors * width;
+  int64_t j = 0;
+  for (; j + wide <= n; j += wide) gemm_columns<kVectors>(m, k, width, a, b.from(0, j), c.from(0, j), accumulate);
+  for (; j < n; j += width) {
+    gemm_columns<1>(m, k, n - j < width ? n - j : width, a, b.from(0, j), c.from(0, j), accumulate);
+  }
+}
+
+template <class T>
+RNNEXT_INLINE T sum_of(Vec<T> values) {
+  T sum = values.v[0];
+  for (int i = 1; i < Vec<T>::width; ++i) sum += values.v[i];
+  return sum;
+}
+
+// Four dot products at a time, so that their loads overlap.
+template <class T>
+void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c, bool accumulate) {
+  using Values = Vec<T>;
+  for (int64_t j = 0; j < n; j += 4) {
+    const int count = n - j < 4 ? n - j : 4;
+    const T* rows[4];
+    for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
+    for (int64_t i = 0; i < m; ++i) {
+      Values sums[4] = {Values(T(0)), Values(T(0)), Values(T(0)), Values(T(0))};
+      for (int64_t l = 0; l < k; l += Values::width) {
+        const int64_t some = k - l < Values::width ? k - l : Values::width;
+        const Values x = Values::load(a[i] + l, some);
+        for (int q = 0; q < 4; ++q) sums[q] = fma(x, Values::load(rows[q] + l, some), sums[q]);
+      }
+      for (int q = 0; q < count; ++q) c[i][j + q] = (accumulate ? c[i][j + q] : T(0)) + sum_of(sums[q]);
+    }
+  }
+}
+
+// One level of a transpose in registers: exchanges the off-diagonal blocks of S x S lanes between rows a and b = a + S.
+template <int S, class V>
+RNNEXT_INLINE void exchange(V& a, V& b) {
+  V low = a, high = b;
+#if defined(__clang__)
+  for (int k = 0; k < V::width; ++k) {
+    low.v[k] = k & S ? b.v[k - S] : a.v[k];
+    high.v[k] = k & S ? b.v[k] : a.v[k + S];
+  }
+#else
+  typename V::Mask from_low, from_high;
+  for (int k = 0; k < V::width; ++k) {
+    from_low[k] = k & S ? V::width + k - S : k;
+    from_high[k] = k & S ? V::width + k : k + S;
+  }
+  low.v = __builtin_shuffle(a.v, b.v, from_low);
+  high.v = __builtin_shuffle(a.v, b.v, from_high);
+#endif
+  a = low;
+  b = high;
+}
+
+template <int S, class V>
+RNNEXT_INLINE void transpose_square(V* rows) {
+  if constexpr (S > 0) {
+    for (int i = 0; i < V::width; ++i) {
+      if (!(i & S)) exchange<S>(rows[i], rows[i + S]);
+    }
+    transpose_square<S / 2>(rows);
+  }
+}
+
+template <class T>
+void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
+  using V = Vec<T>;
+  constexpr int64_t side = V::width;
+  for (int64_t c = 0; c < columns; c += side) {
+    for (int64_t r = 0; r < rows; r += side) {
+      const int64_t height = rows - r < side ? rows - r : side;
+      const int64_t width = columns - c < side ? columns - c : side;
+      V block[side];
+      for (int64_t i = 0; i < side; ++i) block[i] = i < height ? V::load(src[r + i] + c, width) : V(T(0));
+      transpose_square<side / 2>(block);
+      for (int64_t j = 0; j < width; ++j) block[j].store(dst[c + j] + r, height);
+    }
+  }
+}
+
+template <class T>
+void row_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < rows; ++i) {
+    V total(T(0));
+    int64_t j = 0;
+    for (; j + V::width <= columns; j += V::width) total = total + V::load(src[i] + j);
+    if (j < columns) total = total + V::load(src[i] + j, columns - j);
+    sums[i] = (accumulate ? sums[i] : T(0)) + sum_of(total);
+  }
+}
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,61 @@
+// How the steps of a scan are shared out over threads: a pure function of the shape and the number of threads.
+#pragma once
+
+#include <vector>
+
+#include "cpu/team.h"
+#include "engine/params.h"
+
+namespace rnnext::cpu {
+
+// By rows: each thread takes some sequences through all steps and meets nobody. By units (few sequences, where the
+// time goes into reading the weights): each takes some hidden units of every sequence, and the team meets at each step.
+struct Partition {
+  bool by_units;
+  std::vector<Range> parts;  // of the sequences, or of the hidden units
+};
+
+// Units are cut at multiples of a vector register's width.
+constexpr int64_t kUnitGrain = 16;
+// With fewer sequences a thread than this, a product is bound by reading the weights.
+constexpr int64_t kFewRows = 4;
+// Multiply-adds for each thread that are worth a meeting of the team.
+constexpr int64_t kWorthMeeting = 20000;
+
+// `columns` and `depth`: of the matrix that each row is multiplied by.
+inline int useful_threads(const Steps& steps, int64_t columns, int64_t depth) {
+  return steps.total() * columns * depth < kWorthMeeting ? 1 : available_threads();
+}
+
+inline Partition partition(int threads, const Steps& steps, int64_t H, int64_t columns) {
+  const bool few = steps.N < kFewRows * threads;
+  if (threads > 1 && few && H >= 2 * kUnitGrain * threads && steps.N * H * columns >= threads * kWorthMeeting) {
+    Partition p{true, {}};
+    const int64_t grains = (H + kUnitGrain - 1) / kUnitGrain;
+    for (int i = 0; i < threads; ++i) {
+      p.parts.push_back({grains * i / threads * kUnitGrain, std::min(H, grains * (i + 1) / threads * kUnitGrain)});
+    }
+    return p;
+  }
+  // Equal numbers of steps, not of sequences: the first sequences are the longest.
+  Partition p{false, {}};
+  std::vector<int64_t> tokens(steps.N + 1, 0);  // tokens[n]: steps of sequences 0 .. n - 1
+  for (int64_t t = 0; t < steps.T; ++t) tokens[steps.rows(t)] += 1;
+  for (int64_t n = steps.N - 1, alive = 0; n >= 0; --n) {
+    alive += tokens[n + 1];
+    tokens[n + 1] = alive;  // length of sequence n
+  }
+  tokens[0] = 0;
+  for (int64_t n = 0; n < steps.N; ++n) tokens[n + 1] += tokens[n];
+  int64_t begin = 0;
+  for (int i = 1; i <= threads; ++i) {
+    const int64_t target = tokens[steps.N] * i / threads;
+    int64_t end = std::lower_bound(tokens.begin() + begin, tokens.end(), target) - tokens.begin();
+    if (i == threads) end = steps.N;
+    p.parts.push_back({begin, end});
+    begin = end;
+  }
+  return p;
+}
+
+}  // namespace rnnext::cpu

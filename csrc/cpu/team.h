@@ -1,0 +1,89 @@
+// Threads that work on one scan together.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <sched.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <atomic>
+#include <optional>
+
+#include "engine/params.h"
+
+namespace rnnext::cpu {
+
+// Spins briefly, then yields: on a busy machine the thread that is waited for may need this processor.
+class Barrier {
+ public:
+  explicit Barrier(int size) : size_(size), missing_(size) {}
+
+  void wait() {
+    const unsigned round = round_.load(std::memory_order_relaxed);
+    if (missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      missing_.store(size_, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins < 2000) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      } else {
+        sched_yield();
+      }
+    }
+  }
+
+ private:
+  const int size_;
+  alignas(64) std::atomic<int> missing_;
+  alignas(64) std::atomic<unsigned> round_{0};
+};
+
+struct Team {
+  int rank, size;
+  Barrier* barrier;
+
+  void sync() const {
+    if (size > 1) barrier->wait();
+  }
+
+  // This thread's share of n items, cut at multiples of `grain`.
+  Range share(int64_t n, int64_t grain = 1) const {
+    const int64_t grains = (n + grain - 1) / grain;
+    return {std::min(n, grains * rank / size * grain), std::min(n, grains * (rank + 1) / size * grain)};
+  }
+
+  // Calls work(i) for this thread's of n parts: its own one, or more where OpenMP gave fewer threads than parts.
+  template <class Work>
+  void each(int64_t n, Work work) const {
+    for (int64_t i = rank; i < n; i += size) work(i);
+  }
+};
+
+// Threads to use: those of torch.set_num_threads, but one alone in a process that was forked. It has no OpenMP threads,
+// and waiting for them would never end.
+int available_threads();
+
+// Runs work(team) on up to `threads` threads; OpenMP may give fewer, so the team has the size that it gave.
+template <class Work>
+void run_team(int threads, Work work) {
+#ifdef _OPENMP
+  if (threads > 1 && !at::in_parallel_region()) {
+    std::optional<Barrier> barrier;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+      barrier.emplace(omp_get_num_threads());
+      work(Team{omp_get_thread_num(), omp_get_num_threads(), &*barrier});
+    }
+    return;
+  }
+#endif
+  work(Team{0, 1, nullptr});
+}
+
+}  // namespace rnnext::cpu

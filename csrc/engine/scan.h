@@ -1,0 +1,33 @@
+// How time passes, for every cell and every backend. A backend holds the parameters of one scan and supplies the
+// pieces of work; on the CPU each thread of a team runs these loops on its own part.
+#pragma once
+
+#include "engine/params.h"
+
+namespace rnnext {
+
+template <class Backend>
+void scan_forward(Backend& backend, const Steps& steps) {
+  backend.begin();
+  for (int64_t i = 0; i < steps.blocks(); ++i) {
+    const int64_t b = steps.reverse ? steps.blocks() - 1 - i : i;
+    backend.project_input(b);
+    const Range r = steps.steps_of(b);
+    for (int64_t j = 0; j < r.size(); ++j) backend.step(steps.reverse ? r.end - 1 - j : r.begin + j);
+  }
+}
+
+// The same blocks and steps in the opposite order. Gradients of the weights are summed block by block.
+template <class Backend>
+void scan_backward(Backend& backend, const Steps& steps) {
+  backend.begin();
+  for (int64_t i = 0; i < steps.blocks(); ++i) {
+    const int64_t b = steps.reverse ? i : steps.blocks() - 1 - i;
+    const Range r = steps.steps_of(b);
+    for (int64_t j = 0; j < r.size(); ++j) backend.step(steps.reverse ? r.begin + j : r.end - 1 - j);
+    backend.input_gradient(b);
+    backend.weight_gradients(b, i == 0);
+  }
+}
+
+}  // namespace rnnext

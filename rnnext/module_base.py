@@ -1,0 +1,288 @@
+"""What the layers and what the cells share: from nn's arguments to `ops.rnn`, and back.
+
+The checks here are those that torch.nn makes in Python, with its messages, in its order; what
+concerns the op itself (T = 0, shapes of the weights, batch_sizes) is checked by the op.
+"""
+
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any, TypeAlias
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnext import ops
+
+Lengths: TypeAlias = Tensor | Sequence[int]
+
+
+class Layer(nn.RNNBase):
+    """A stack of recurrent layers over a sequence; `mode`, set by RNNBase, names the cell."""
+
+    def __init__(self, mode: str, *args: Any, **kwargs: Any) -> None:
+        if mode != "LSTM" and "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__(mode, *args, **kwargs)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels read each parameter where it lies."""
+
+    def _init_flat_weights(self) -> None:
+        # RNNBase keeps these lists for cuDNN. Of a parametrized weight nn lists the value, which
+        # has a history and so can't be copied; here it is None, and the modules can be.
+        self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]
+        self._flat_weight_refs = [None if w is None else ref(w) for w in self._flat_weights]
+
+    def _run(
+        self, input: Tensor | PackedSequence, hx: Sequence[Tensor], lengths: Lengths | None
+    ) -> tuple[Any, list[Tensor]]:
+        """Run the stack; outputs and final states come in the form that input and hx have."""
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths= was given with a PackedSequence, which has its own")
+            x, batch_sizes, order, inverse = input
+            if x.dim() != 2:
+                raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
+            y, states = self._scan(x, hx, int(batch_sizes[0]), batch_sizes, order, inverse)
+            return PackedSequence(y, batch_sizes, order, inverse), states
+        dim = input.dim()
+        if dim not in (2, 3):
+            kind = self.mode.split("_")[0]
+            got = f"{dim}D tensor" if kind == "RNN" else f"{dim}D"
+            raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {got} instead")
+        for h in hx:
+            if h.dim() != dim:
+                raise _wrong_dim(dim, hx)
+        if dim == 2:
+            if lengths is not None:
+                raise ValueError("lengths= needs batched 3-D input, but got unbatched 2-D input")
+            y, states = self._scan(input.unsqueeze(1), [h.unsqueeze(1) for h in hx], 1)
+            return y.squeeze(1), [s.squeeze(1) for s in states]
+        if lengths is not None:
+            return self._run_padded(input, hx, lengths)
+        if self.batch_first:
+            y, states = self._scan(input.transpose(0, 1), hx, input.size(0))
+            return y.transpose(0, 1), states
+        return self._scan(input, hx, input.size(1))
+
+    def _run_padded(
+        self, input: Tensor, hx: Sequence[Tensor], lengths: Lengths
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Gather the rows that are no padding, run them packed, put them back among zeros."""
+        n, steps = input.shape[:2] if self.batch_first else (input.size(1), input.size(0))
+        ends = _checked_lengths(lengths, n, steps)
+        if n == 0:
+            return self._run(input, hx, None)
+        batch_sizes, order, t, i = _packing(ends)
+        rows = (i * steps + t if self.batch_first else t * n + i).to(input.device)
+        order = order.to(input.device)
+        x = input.flatten(0, 1).index_select(0, rows)
+        y, states = self._scan(x, hx, n, batch_sizes, order, order.argsort())
+        padded = y.new_zeros(n * steps, y.size(1)).index_copy(0, rows, y)
+        return padded.view(*input.shape[:2], y.size(1)), states
+
+    def _scan(
+        self,
+        x: Tensor,
+        hx: Sequence[Tensor],
+        n: int,
+        batch_sizes: Tensor | None = None,
+        order: Tensor | None = None,
+        inverse: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Check x ([T, N, C] or packed [rows, C]) and hx as nn does; run the op.
+
+        hx and the final states [L*D, N, H] are in the caller's order of rows: `order` leads from
+        there to the packed order, `inverse` back.
+        """
+        weights = _weights(self, self._flat_weights_names)
+        x = _fitting_weight(weights[0], x, ValueError)
+        if x.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {x.size(-1)}"
+            )
+        expected = (self.num_layers * (2 if self.bidirectional else 1), n, self.hidden_size)
+        for k, h in enumerate(hx):
+            if h.shape != expected:
+                name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
+                raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
+        hx = [_fitting_input(x, h) for h in hx]
+        if order is not None:
+            hx = [h.index_select(1, order) for h in hx]
+        seed = None
+        if self.dropout > 0 and self.training and self.num_layers > 1:
+            seed = torch.randint(2**63 - 1, (1,), device="cpu")
+        y, *states = ops.rnn(
+            self.mode,
+            x,
+            hx,
+            weights,
+            batch_sizes=batch_sizes,
+            seed=seed,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+        )
+        if inverse is not None:
+            states = [s.index_select(1, inverse) for s in states]
+        return y, states
+
+
+class Cell(nn.RNNCellBase):
+    """One step of a recurrent cell; `mode` names it."""
+
+    mode: str
+
+    def _run(self, input: Tensor, hx: Sequence[Tensor]) -> list[Tensor]:
+        """Run one step; the new states are batched if input is."""
+        dim = input.dim()
+        if dim not in (1, 2):
+            raise ValueError(f"{self._kind()}: Expected input to be 1D or 2D, got {dim}D instead")
+        for k, h in enumerate(hx):
+            if h.dim() not in (1, 2):
+                name = f"hx[{k}]" if len(hx) > 1 else "hidden"
+                raise ValueError(
+                    f"{self._kind()}: Expected {name} to be 1D or 2D, got {h.dim()}D instead"
+                )
+        # The op wants [T, N, C] and [L*D, N, H].
+        x = input.unsqueeze(0)
+        hx = [h.unsqueeze(0) for h in hx]
+        if dim == 1:
+            x = x.unsqueeze(0)
+            hx = [h.unsqueeze(0) for h in hx]
+        weights = _weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        x = _fitting_weight(weights[0], x, RuntimeError)
+        _, n, c = x.shape
+        if c != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {c} expected {self.input_size}"
+            )
+        for k, h in enumerate(hx):
+            if h.shape != (1, n, self.hidden_size):
+                raise _wrong_state(k, list(h.shape[1:]), n, self.hidden_size)
+        _, *states = ops.rnn(self.mode, x, [_fitting_input(x, h) for h in hx], weights)
+        states = [s.squeeze(0) for s in states]
+        return states if dim == 2 else [s.squeeze(0) for s in states]
+
+    def _kind(self) -> str:
+        return self.mode.split("_")[0] + "Cell"
+
+
+def pair(op: str, hx: tuple[Tensor, Tensor] | None) -> Sequence[Tensor]:
+    """An LSTM's states as a sequence of none or two."""
+    if hx is None:
+        return ()
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{op}(): argument 'hx' must be tuple of Tensors, not Tensor")
+    if len(hx) != 2:
+        raise RuntimeError(f"{op} expects two hidden states, but got {len(hx)}")
+    return hx
+
+
+def _weights(module: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """The weights as they are at this call, by name: functional_call and others exchange them."""
+    stored = module._parameters
+    try:
+        found = [stored[name] for name in names]
+    except KeyError:
+        # Parametrizations, weight_norm, pruning and data-parallel replicas keep them elsewhere.
+        found = [getattr(module, name) for name in names]
+    return [w for w in found if w is not None]
+
+
+def _fitting_weight(weight: Tensor, x: Tensor, error: type[Exception]) -> Tensor:
+    """x, which must have the device and dtype of the weights; autocast casts it to the latter."""
+    if x.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, "
+            f"found input tensor at {x.device} and parameter tensor at {weight.device}"
+        )
+    if x.dtype == weight.dtype:
+        return x
+    if _autocasts(x):
+        return x.to(weight.dtype)
+    raise error(
+        f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+        f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+    )
+
+
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _fitting_input(x: Tensor, h: Tensor) -> Tensor:
+    """h, which must have the device and dtype of x; autocast casts it to the latter."""
+    if h.device != x.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, "
+            f"found input tensor at {x.device} and hidden tensor at {h.device}"
+        )
+    if h.dtype == x.dtype:
+        return h
+    if _autocasts(x):
+        return h.to(x.dtype)
+    raise RuntimeError(
+        "Input and hidden tensors are not the same dtype, "
+        f"found input tensor with {x.dtype} and hidden tensor with {h.dtype}"
+    )
+
+
+def _wrong_dim(dim: int, hx: Sequence[Tensor]) -> RuntimeError:
+    """nn's error for a layer's states that are not batched as its input is."""
+    given = f"For {'batched' if dim == 3 else 'unbatched'} {dim}-D input, "
+    if len(hx) == 1:
+        text = f"hx should also be {dim}-D but got {hx[0].dim()}-D tensor"
+    else:
+        dims = ", ".join(f"{h.dim()}-D" for h in hx)
+        text = f"hx and cx should also be {dim}-D but got ({dims}) tensors"
+    return RuntimeError(given + text)
+
+
+def _wrong_state(k: int, shape: list[int], n: int, hidden_size: int) -> RuntimeError:
+    """nn's error for a cell's state number k that is not [n, hidden_size]."""
+    if shape[0] != n:
+        return RuntimeError(f"Input batch size {n} doesn't match hidden{k} batch size {shape[0]}")
+    got = shape[1] if len(shape) > 1 and shape[1] != hidden_size else shape
+    return RuntimeError(
+        f"hidden{k} has inconsistent hidden_size: got {got}, expected {hidden_size}"
+    )
+
+
+def _checked_lengths(lengths: Lengths, n: int, steps: int) -> list[int]:
+    """Lengths as a list of n integers in 1..steps; else an error says what is wrong with them."""
+    if isinstance(lengths, Tensor):
+        if lengths.dim() != 1:
+            raise ValueError(f"lengths must have one dimension, [N], but got {list(lengths.shape)}")
+        lengths = lengths.tolist()
+    try:
+        ends = [index(end) for end in lengths]
+    except TypeError as e:
+        raise TypeError(f"lengths must be integers, in a tensor or a list [N]: {e}") from e
+    if len(ends) != n:
+        raise ValueError(f"lengths must have one entry for each of {n} rows, but got {len(ends)}")
+    for row, end in enumerate(ends):
+        if not 1 <= end <= steps:
+            raise ValueError(f"lengths must be in 1..{steps} (T), but lengths[{row}] is {end}")
+    return ends
+
+
+def _packing(ends: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The packing of rows with these lengths, longest first, as torch packs them.
+
+    Returns:
+        batch_sizes [max(ends)]; order [N], the rows longest first; and for each packed row its
+        step and its row in the padded input, each [sum(ends)]. All int64 on the CPU.
+    """
+    total = sum(ends)
+    sorted_ends, order = torch.tensor(ends, device="cpu").sort(descending=True, stable=True)
+    time = torch.arange(max(ends), device="cpu")
+    batch_sizes = (sorted_ends > time.unsqueeze(1)).sum(1)
+    t = time.repeat_interleave(batch_sizes, output_size=total)
+    first = batch_sizes.cumsum(0) - batch_sizes
+    place = torch.arange(total, device="cpu") - first[t]
+    return batch_sizes, order, t, order[place]

@@ -1,0 +1,147 @@
+"""The op that every layer calls: kernel or reference; and its fake kernels, which give shapes."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnnext import reference
+
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+
+
+def rnn(
+    cell: str,
+    x: Tensor,
+    h0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    seed: Tensor | None = None,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+) -> list[Tensor]:
+    """Run a stack of recurrent layers over whole sequences.
+
+    On a CPU, in float32 and float64, this is the fused kernel; elsewhere it is
+    :func:`rnnext.reference.rnn`, after one warning for each kind of device and dtype.
+
+    Args:
+        cell: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        x: ``[T, N, C]``, or with ``batch_sizes`` the packed rows ``[sum(batch_sizes), C]``.
+        h0: the initial states, each ``[L * D, N, H]`` (LSTM: h, c; the others: h), or an empty
+            list for zeros.
+        weights: ``W_ih [G * H, C or D * H]``, ``W_hh [G * H, H]`` and, with biases,
+            ``b_ih [G * H]``, ``b_hh [G * H]`` of each layer and direction, in the order of
+            :class:`torch.nn.LSTM`.
+        batch_sizes: how many sequences are alive at each step: int64 on the CPU, ``[T]``, never
+            increasing.
+        seed: int64 tensor of one element on the CPU: seeds the dropout between layers; without it
+            there is none.
+        num_layers: L.
+        bidirectional: D is 2 instead of 1.
+        dropout: probability that an output of a layer, but not of the last one, is zeroed.
+
+    Returns:
+        ``[y, h_n]``, for LSTM ``[y, h_n, c_n]``: y is ``[T, N, D * H]`` or packed
+        ``[rows, D * H]``, the final states are ``[L * D, N, H]``.
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit; the message names the argument and
+            what was expected.
+        ValueError: there is no such cell.
+
+    Example:
+        >>> lstm = torch.nn.LSTM(3, 4)
+        >>> y, h_n, c_n = rnn("LSTM", torch.randn(5, 2, 3), [], list(lstm.parameters()))
+        >>> y.shape
+        torch.Size([5, 2, 4])
+    """
+    if x.device.type in ("cpu", "meta") and x.dtype in _KERNEL_DTYPES:
+        return torch.ops.rnnext.rnn(
+            cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout
+        )
+    _warn_of_reference(x.device.type, x.dtype)
+    return reference.rnn(
+        cell,
+        x,
+        h0,
+        weights,
+        batch_sizes=batch_sizes,
+        seed=seed,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        dropout=dropout,
+    )
+
+
+@functools.cache
+def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
+    warnings.warn(
+        f"rnnext has no kernel for {dtype} on {device}: this call, and later ones like it, run "
+        "the slower reference in plain PyTorch",
+        stacklevel=3,
+    )
+
+
+@functools.cache
+def _cell_shape(cell: str) -> tuple[int, int, int]:
+    gates, states, record = torch.ops.rnnext.cell_shape(cell)
+    return gates, states, record
+
+
+@torch.library.register_fake("rnnext::rnn")
+def _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout):  # type: ignore[no-untyped-def]
+    directions = 2 if bidirectional else 1
+    hidden = weights[1].shape[1]
+    y = x.new_empty((*x.shape[:-1], directions * hidden))
+    batch = x.shape[1] if batch_sizes is None else _batch_of(batch_sizes, h0)
+    _, states, _ = _cell_shape(cell)
+    finals = [x.new_empty((num_layers * directions, batch, hidden)) for _ in range(states)]
+    return [y, *finals]
+
+
+@torch.library.register_fake("rnnext::rnn_train")
+def _rnn_train_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout):  # type: ignore[no-untyped-def]
+    outputs = _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout)
+    directions = 2 if bidirectional else 1
+    hidden = weights[1].shape[1]
+    rows = x.shape[0] * x.shape[1] if batch_sizes is None else x.shape[0]
+    _, _, record = _cell_shape(cell)
+    records = [x.new_empty((directions, rows, record * hidden)) for _ in range(num_layers)]
+    between = [x.new_empty((rows, directions * hidden)) for _ in range(num_layers - 1)]
+    return [*outputs, *records, *between]
+
+
+@torch.library.register_fake("rnnext::rnn_backward")
+def _rnn_backward_fake(  # type: ignore[no-untyped-def]
+    grads,
+    y,
+    saved,
+    cell,
+    x,
+    h0,
+    weights,
+    batch_sizes,
+    seed,
+    num_layers,
+    bidirectional,
+    dropout,
+    output_mask,
+):
+    inputs = [x, *h0, *weights]
+    return [i.new_empty(i.shape) for i, wanted in zip(inputs, output_mask, strict=True) if wanted]
+
+
+def _batch_of(batch_sizes: Tensor, h0: Sequence[Tensor]) -> int | torch.SymInt:
+    """N of a packed batch: a number of its own while batch_sizes has no data."""
+    if h0:
+        return h0[0].shape[1]
+    if isinstance(batch_sizes, torch._subclasses.FakeTensor):
+        return torch.library.get_ctx().new_dynamic_size()
+    return int(batch_sizes[0])

@@ -1,0 +1,135 @@
+"""Builds the package's two libraries; all that needs no code is in pyproject.toml.
+
+rnnext/_ops    the kernels: registers the ops with torch when loaded; links libtorch, no libpython
+rnnext/_build  a Python module that tells how they were built
+"""
+
+import importlib.util
+import os
+import shlex
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "buildtools"))
+import checks  # noqa: E402
+
+# pip puts no scripts of an environment that is not activated on the path; ninja is one.
+os.environ["PATH"] = os.pathsep.join(
+    [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+)
+checks.check_python()
+checks.check_tools()
+
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-Wall",
+    "-fvisibility=hidden",
+    # Loops vectorise only where a comparison may be evaluated for lanes that do not need it.
+    "-fno-trapping-math",
+    "-fno-math-errno",
+]
+# For the compiler alone: the linker would add the system's libgomp. At run time the symbols come
+# from the libgomp that torch brings; two runtimes in a process would fight over the cores.
+OPENMP = {"g++": ["-fopenmp"], "clang++": []}
+
+BUILD_SOURCE = "csrc/build_info.cpp"
+BUILD_INFO = '''"""Written by setup.py, for _load.py to read before the kernels are loaded."""
+
+TORCH_VERSION = "{torch}"
+'''
+
+
+def glob(*patterns: str) -> list[str]:
+    """Files below this folder, relative to it as setuptools wants them, in a fixed order."""
+    return sorted(
+        str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)
+    )
+
+
+def cuda_sources() -> list[str]:
+    """The CUDA files to build; RNNEXT_CUDA=0 or 1 decides by hand. Says what was chosen and why."""
+    wish = os.environ.get("RNNEXT_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise checks.fail(
+            f"RNNEXT_CUDA={wish}: give 0 (no CUDA kernels) or 1 (build them, or fail)"
+        )
+    found = glob("csrc/**/*.cu")
+    why_not = "RNNEXT_CUDA=0" if wish == "0" else "" if found else "csrc has no CUDA sources"
+    if wish == "1" and why_not:
+        raise checks.fail(f"RNNEXT_CUDA=1, but {why_not}")
+    print(f"rnnext: CUDA kernels: {f'no, {why_not}' if why_not else 'yes'}", flush=True)
+    return [] if why_not else found
+
+
+def torch_build_ext() -> type[build_ext]:
+    """The build_ext command, against the torch that can be imported here."""
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+
+    class TorchBuildExt(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.include_dirs += [str(ROOT / "csrc"), *include_paths()]
+            self.library_dirs += library_paths()
+            # In the source tree, so that what is up to date is not compiled again, though pip sets
+            # up each build afresh; and one for each torch.
+            self.build_temp = f"build/{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
+
+        def run(self) -> None:
+            checks.check_headers()
+            checks.check_torch(torch.__version__, str(Path(torch.__file__).parent))
+            # torch, which compiles, and setuptools, which links, both read CXX.
+            os.environ["CXX"], family = checks.check_compiler()
+            if not OPENMP[family]:
+                print("rnnext: clang++ cannot use torch's OpenMP: one thread", flush=True)
+            abi = f"-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}"
+            flags = [*CXX_FLAGS, *OPENMP[family], abi]
+            flags += shlex.split(os.environ.get("CXXFLAGS", ""))
+            ops, build = self.extensions
+            ops.extra_compile_args = flags
+            build.extra_compile_args = [*flags, f'-DRNNEXT_CXX_FLAGS="{shlex.join(flags)}"']
+            super().run()
+            library = Path(self.get_ext_fullpath("rnnext._ops"))
+            info = BUILD_INFO.format(torch=torch.__version__)
+            library.with_name("_build_info.py").write_text(info, encoding="utf-8")
+
+        def build_extension(self, ext: Extension) -> None:
+            # A folder each: torch writes a build.ninja there for every extension.
+            folder, self.build_temp = self.build_temp, os.path.join(self.build_temp, ext.name)
+            super().build_extension(ext)
+            self.build_temp = folder
+
+    return TorchBuildExt
+
+
+class BuildExtWithoutTorch(build_ext):
+    """Metadata and source distributions need no torch; libraries do."""
+
+    def run(self) -> None:
+        requirement = checks.torch_requirement()
+        raise checks.fail(
+            "building rnnext without isolation needs torch in the environment:\n"
+            f"    python -m pip install '{requirement}'\nor leave out --no-build-isolation."
+        )
+
+
+has_torch = importlib.util.find_spec("torch") is not None
+setup(
+    ext_modules=[
+        Extension(
+            "rnnext._ops",
+            [*(s for s in glob("csrc/**/*.cpp") if s != BUILD_SOURCE), *cuda_sources()],
+            libraries=["torch_cpu", "c10"],
+            language="c++",
+        ),
+        Extension("rnnext._build", [BUILD_SOURCE], language="c++"),
+    ],
+    cmdclass={"build_ext": torch_build_ext() if has_torch else BuildExtWithoutTorch},
+)

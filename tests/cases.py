@@ -1,0 +1,164 @@
+"""Shapes, data and comparisons for the tests of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rnnext import reference
+
+NN_CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")  # those that torch.nn has too
+CELLS = NN_CELLS
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+STATES = {"LSTM": ("h", "c"), "GRU": ("h",), "RNN_TANH": ("h",), "RNN_RELU": ("h",)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the op. T time, N batch, C input size, H hidden size, L layers, D directions."""
+
+    T: int
+    N: int
+    C: int
+    H: int
+    L: int = 1
+    D: int = 1
+    bias: bool = True
+    h0: bool = True
+    lengths: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"T{self.T}-N{self.N}-C{self.C}-H{self.H}-L{self.L}-D{self.D}"]
+        parts += [word for word, said in (("nobias", not self.bias), ("noh0", not self.h0)) if said]
+        parts += ["packed"] if self.lengths else []
+        parts += [f"dropout{self.dropout}"] if self.dropout else []
+        return "-".join(parts)
+
+
+# Sizes that are multiples of nothing, single steps, rows and units, fewer rows than threads,
+# several time blocks, and products both packed and in place.
+CASES = (
+    Case(T=5, N=3, C=4, H=7),
+    Case(T=1, N=1, C=1, H=1),
+    Case(T=1, N=2, C=3, H=64, L=2),
+    Case(T=3, N=70, C=1, H=1, D=2),
+    Case(T=4, N=0, C=3, H=5),
+    Case(T=63, N=1, C=17, H=65, D=2, h0=False),
+    Case(T=129, N=5, C=33, H=17, L=2, bias=False),
+    Case(T=35, N=20, C=30, H=200, L=2, D=2),
+    Case(T=12, N=130, C=65, H=48),
+    Case(T=9, N=2, C=130, H=330, h0=False),
+    Case(T=6, N=1, C=650, H=650),
+    Case(T=30, N=9, C=17, H=40, L=2, D=2, lengths=(30, 30, 21, 8, 8, 7, 3, 1, 1)),
+    Case(T=200, N=3, C=5, H=70, D=2, lengths=(200, 150, 2)),
+    Case(T=7, N=1, C=4, H=130, lengths=(7,), h0=False),
+    Case(T=11, N=6, C=8, H=24, L=3, D=2, dropout=0.4),
+    Case(T=9, N=4, C=8, H=20, L=2, dropout=0.25, lengths=(9, 9, 4, 1)),
+    Case(T=4, N=2, C=3, H=5, L=2, dropout=1.0),
+)
+
+
+class Data:
+    """Inputs, initial states, weights and output gradients of a case, in float64."""
+
+    def __init__(self, cell: str, case: Case, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        self.cell, self.case = cell, case
+        self.batch_sizes: Tensor | None = None
+        rows = (case.T, case.N)
+        if case.lengths:
+            alive = [sum(n > t for n in case.lengths) for t in range(case.T)]
+            self.batch_sizes = torch.tensor(alive)
+            rows = (sum(alive),)
+        self.x = draw(*rows, case.C)
+        states = (case.L * case.D, case.N, case.H)
+        self.h0 = [draw(*states) for _ in STATES[cell]] if case.h0 else []
+        self.weights = []
+        for layer in range(case.L):
+            for _ in range(case.D):
+                columns = case.C if layer == 0 else case.D * case.H
+                shapes = [(GATES[cell] * case.H, columns), (GATES[cell] * case.H, case.H)]
+                shapes += [(GATES[cell] * case.H,)] * 2 if case.bias else []
+                self.weights += [draw(*shape) / (2 * case.H**0.5) for shape in shapes]
+        self.grads = [draw(*rows, case.D * case.H), *(draw(*states) for _ in STATES[cell])]
+
+    @property
+    def options(self) -> dict:
+        return {
+            "batch_sizes": self.batch_sizes,
+            "seed": torch.tensor(1234567890123) if self.case.dropout else None,
+            "num_layers": self.case.L,
+            "bidirectional": self.case.D == 2,
+            "dropout": self.case.dropout,
+        }
+
+    @property
+    def positional_options(self) -> tuple:
+        return tuple(self.options.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the outputs, then of the gradients of every input."""
+        outputs = ["y", *(f"{s}_n" for s in STATES[self.cell])]
+        weights = []
+        kinds = ("W_ih", "W_hh", "b_ih", "b_hh")[: 4 if self.case.bias else 2]
+        for layer in range(self.case.L):
+            for direction in range(self.case.D):
+                weights += [f"d{kind}_l{layer}{'_reverse' * direction}" for kind in kinds]
+        return [*outputs, "dx", *(f"d{s}0" for s in STATES[self.cell] if self.case.h0), *weights]
+
+    def inputs(self, dtype: torch.dtype) -> list[Tensor]:
+        tensors = [self.x, *self.h0, *self.weights]
+        return [t.to(dtype).clone().requires_grad_() for t in tensors]
+
+    def split(self, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        k = 1 + len(self.h0)
+        return inputs[0], inputs[1:k], inputs[k:]
+
+    def run(self, function, dtype: torch.dtype) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+        """Every output and every gradient of `function`, which has the signature of `ops.rnn`."""
+        inputs = self.inputs(dtype)
+        outputs = function(self.cell, *self.split(inputs), **self.options)
+        grads = torch.autograd.grad(outputs, inputs, [g.to(dtype) for g in self.grads])
+        results = [*outputs, *grads]
+        return {n: r.detach() for n, r in zip(self.names, results, strict=True)}
+
+    def reference(self) -> dict[str, Tensor]:
+        return self.run(reference.rnn, torch.float64)
+
+    def without_dropout(self) -> Data:
+        return Data(self.cell, replace(self.case, dropout=0.0))
+
+
+def torch_nn(cell: str, x, h0, weights, *, batch_sizes, num_layers, bidirectional, **_):  # type: ignore[no-untyped-def]
+    """The same call on torch.nn's functions (no dropout)."""
+    function = getattr(torch, cell.lower())
+    directions = 2 if bidirectional else 1
+    bias = len(weights) == 4 * num_layers * directions
+    hidden = weights[1].shape[1]
+    if not h0:
+        batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        zeros = x.new_zeros(num_layers * directions, batch, hidden)
+        h0 = [zeros] * len(STATES[cell])
+    state = list(h0) if cell == "LSTM" else h0[0]
+    options = (weights, bias, num_layers, 0.0, True, bidirectional)
+    if batch_sizes is None:
+        return list(function(x, state, *options, False))
+    return list(function(x, batch_sizes, state, *options))
+
+
+def error(result: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm, in float64; infinite where a value is missing."""
+    assert result.shape == expected.shape
+    difference = (result.double() - expected.double()).norm()
+    norm = expected.double().norm()
+    if norm == 0:
+        return difference.item()
+    return (difference / norm).nan_to_num(nan=float("inf")).item()

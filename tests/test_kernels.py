@@ -1,0 +1,319 @@
+"""The kernels' numbers: every output and gradient, by name, against float64 and torch.nn."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import CASES, CELLS, NN_CELLS, Case, Data, error, torch_nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnext
+from rnnext import ops, reference
+
+cells = pytest.mark.parametrize("cell", CELLS)
+nn_cells = pytest.mark.parametrize("cell", NN_CELLS)
+cases = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Every uninitialised tensor, the kernels' own buffers too, begins as NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_poisoned_memory_is_nan(poisoned_memory: None) -> None:
+    assert torch.empty(3).isnan().all()
+
+
+@cells
+@cases
+def test_float64_equals_the_reference(cell: str, case: Case, poisoned_memory: None) -> None:
+    data = Data(cell, case)
+    expected, result = data.reference(), data.run(ops.rnn, torch.float64)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-12, name
+
+
+@cells
+@cases
+def test_float32_is_within_1e5_or_twice_the_error_of_torch_nn(
+    cell: str, case: Case, poisoned_memory: None
+) -> None:
+    data = Data(cell, case)
+    expected, result = data.reference(), data.run(ops.rnn, torch.float32)
+    bounds = dict.fromkeys(data.names, 1e-5)
+    if cell in NN_CELLS:
+        plain = data.without_dropout()
+        exact, theirs = plain.reference(), plain.run(torch_nn, torch.float32)
+        bounds = {name: max(1e-5, 2 * error(theirs[name], exact[name])) for name in data.names}
+    for name in data.names:
+        assert error(result[name], expected[name]) <= bounds[name], name
+
+
+@nn_cells
+@cases
+def test_float64_equals_torch_nn(cell: str, case: Case) -> None:
+    data = Data(cell, case).without_dropout()
+    expected, result = data.run(torch_nn, torch.float64), data.run(ops.rnn, torch.float64)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-12, name
+
+
+@nn_cells
+def test_a_thousand_steps_are_no_less_exact_than_torch_nn(cell: str) -> None:
+    data = Data(cell, Case(T=1000, N=4, C=16, H=96))
+    expected = data.reference()
+    result, theirs = data.run(ops.rnn, torch.float32), data.run(torch_nn, torch.float32)
+    for name in data.names:
+        bound = max(1e-5, 2 * error(theirs[name], expected[name]))
+        assert error(result[name], expected[name]) <= bound, name
+
+
+@cells
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "case",
+    [CASES[7], CASES[9], CASES[11], CASES[14]],
+    ids=str,
+)
+def test_a_repeat_has_the_same_bits(cell: str, dtype: torch.dtype, case: Case) -> None:
+    data = Data(cell, case)
+    first = data.run(ops.rnn, dtype)
+    for _ in range(3):
+        again = data.run(ops.rnn, dtype)
+        assert all(torch.equal(first[name], again[name]) for name in data.names)
+
+
+@cells
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) -> None:
+    torch.set_num_threads(count)
+    for case in (Case(T=20, N=1, C=9, H=200), Case(T=20, N=7, C=9, H=100, D=2), CASES[11]):
+        data = Data(cell, case)
+        expected, result = data.reference(), data.run(ops.rnn, torch.float64)
+        for name in data.names:
+            assert error(result[name], expected[name]) < 1e-12, (case, name)
+
+
+@cells
+def test_inference_gives_the_bits_of_training(cell: str) -> None:
+    data = Data(cell, CASES[7])
+    inputs = data.inputs(torch.float32)
+    training = ops.rnn(cell, *data.split(inputs), **data.options)
+    with torch.no_grad():
+        inference = ops.rnn(cell, *data.split(inputs), **data.options)
+    assert all(torch.equal(a, b) for a, b in zip(training, inference, strict=True))
+    assert not any(t.requires_grad for t in inference)
+
+
+@cells
+def test_strided_inputs(cell: str) -> None:
+    data = Data(cell, Case(T=6, N=5, C=8, H=12, L=2, D=2))
+    expected = data.reference()
+
+    def spread(t: torch.Tensor) -> torch.Tensor:
+        """The same values, every second element of a larger tensor with its axes reversed."""
+        large = t.new_full([2 * n for n in reversed(t.shape)], float("nan"))
+        view = large.permute(*reversed(range(t.dim())))[tuple(slice(0, None, 2) for _ in t.shape)]
+        return view.copy_(t)
+
+    def run(cell, x, h0, weights, **options):  # type: ignore[no-untyped-def]
+        strided = [spread(t) for t in (x, *h0, *weights)]
+        assert not any(t.is_contiguous() for t in strided)
+        return ops.rnn(cell, *data.split(strided), **options)
+
+    result = data.run(run, torch.float64)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-12, name
+
+
+def test_expanded_input_and_gradient() -> None:
+    data = Data("LSTM", Case(T=6, N=5, C=8, H=12))
+    data.x = data.x[:, :1].expand(6, 5, 8)
+    data.grads[0] = data.grads[0][:1, :1, :1].expand(6, 5, 12)
+    expected, result = data.reference(), data.run(ops.rnn, torch.float64)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-12, name
+
+
+@nn_cells
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saturation_nan_and_infinity_are_as_in_torch_nn(cell: str, dtype: torch.dtype) -> None:
+    case = Case(T=2, N=9, C=1, H=20)
+    data = Data(cell, case)
+    values = [0.0, -0.0, 1e4, -1e4, 1e30, -1e30, float("inf"), float("-inf"), float("nan")]
+    data.x = torch.tensor(values, dtype=torch.float64).view(1, 9, 1).repeat(2, 1, 1)
+    inputs = [t.detach().to(dtype) for t in data.inputs(dtype)]
+    ours = ops.rnn(cell, *data.split(inputs), **data.options)
+    theirs = torch_nn(cell, *data.split(inputs), **data.options)
+    for a, b in zip(ours, theirs, strict=True):  # sums of 1e30 and -1e30 lose digits
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@cells
+def test_nan_and_infinity_in_one_sequence_leave_the_others_alone(cell: str, bad: float) -> None:
+    data = Data(cell, Case(T=9, N=11, C=6, H=33, L=2))
+    clean = data.run(ops.rnn, torch.float32)
+    data.x[4, 5, 2] = bad
+    dirty = data.run(ops.rnn, torch.float32)
+    others = [n for n in range(11) if n != 5]
+    assert torch.equal(clean["y"][:, others], dirty["y"][:, others])
+    assert torch.equal(clean["dx"][:, others], dirty["dx"][:, others])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 33), (40, 30, 64)])
+def test_dropout_masks_are_those_of_the_reference(p: float, shape: tuple[int, int, int]) -> None:
+    # An identity second layer shows the dropped output of the first.
+    steps, batch, hidden = shape
+    eye, zero = torch.eye(hidden), torch.zeros(hidden, hidden)
+    x = torch.rand(steps, batch, hidden) + 0.5
+    seed = torch.tensor(-(2**40) + 17)
+    y, _ = ops.rnn("RNN_RELU", x, [], [eye, zero, eye, zero], seed=seed, num_layers=2, dropout=p)
+    expected = reference.apply_dropout(x.view(-1, hidden), p, seed, 0).view_as(x)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=0)
+
+
+def test_dropout_is_the_same_for_any_number_of_threads(threads: None) -> None:
+    data = Data("GRU", Case(T=50, N=40, C=8, H=64, L=2, dropout=0.3))
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(data.run(ops.rnn, torch.float64))
+    for name in data.names:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(results[0][name], results[2][name], rtol=1e-12, atol=1e-12)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[str, Case]:
+    lengths = sorted(draw(st.lists(st.integers(1, 20), max_size=12)), reverse=True)
+    steps = lengths[0] if lengths else draw(st.integers(1, 20))
+    return draw(st.sampled_from(CELLS)), Case(
+        T=steps,
+        N=len(lengths) or draw(st.integers(0, 70)),
+        C=draw(st.integers(1, 70)),
+        H=draw(st.integers(1, 140)),
+        L=draw(st.integers(1, 3)),
+        D=draw(st.integers(1, 2)),
+        bias=draw(st.booleans()),
+        h0=draw(st.booleans()),
+        lengths=tuple(lengths),
+        dropout=draw(st.sampled_from([0.0, 0.0, 0.3])),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(call=calls(), seed=st.integers(0, 2**31))
+def test_random_calls_equal_the_reference(call: tuple[str, Case], seed: int) -> None:
+    data = Data(*call, seed=seed)
+    expected, result = data.reference(), data.run(ops.rnn, torch.float64)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-11, name
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process that finds rnnext and the tests' modules where this one does."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+FORCED = """
+import torch, rnnext
+from cases import CASES, CELLS, Data, error
+from rnnext import ops
+assert rnnext.build_info()["instruction_set"] == "{isa}"
+for cell in CELLS:
+    for case in CASES:
+        data = Data(cell, case)
+        expected = data.reference()
+        for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+            result = data.run(ops.rnn, dtype)
+            for name in data.names:
+                assert error(result[name], expected[name]) < bound, (cell, case, dtype, name)
+"""
+ONEDNN = {"avx512": "AVX512_CORE", "avx2": "AVX2", "baseline": "SSE41"}
+
+
+@pytest.mark.parametrize("isa", ["avx2", "baseline"])
+def test_every_instruction_set_is_right(isa: str) -> None:
+    if isa not in rnnext.build_info()["instruction_sets"]:
+        pytest.skip(f"{isa} is not compiled in on this processor's architecture")
+    result = run_python(FORCED.format(isa=isa), RNNEXT_ISA=isa, ONEDNN_MAX_CPU_ISA=ONEDNN[isa])
+    if "this processor lacks it" in result.stderr:
+        pytest.skip(f"this processor lacks {isa}")
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    result = run_python("import rnnext; rnnext.build_info()", RNNEXT_ISA="sse9")
+    assert result.returncode != 0
+    assert "RNNEXT_ISA=sse9 is not one of: " in result.stderr
+
+
+FORK = """
+import os, torch, rnnext
+torch.set_num_threads(2)
+lstm = rnnext.LSTM(64, 64)
+x = torch.randn(20, 8, 64)
+y, _ = lstm(x)
+child = os.fork()
+if child == 0:
+    again, _ = lstm(x)
+    again.sum().backward()
+    os._exit(0 if torch.equal(y, again) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_computes_too() -> None:
+    result = run_python(FORK)
+    assert result.returncode == 0, result.stderr
+
+
+def test_several_python_threads_at_once() -> None:
+    data = [Data(cell, CASES[7], seed=k) for k, cell in enumerate(CELLS)]
+    expected = [d.run(ops.rnn, torch.float32) for d in data]
+    wrong: list[str] = []
+
+    def work(k: int) -> None:
+        for _ in range(5):
+            result = data[k].run(ops.rnn, torch.float32)
+            wrong.extend(n for n in data[k].names if error(result[n], expected[k][n]) > 1e-6)
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(len(data))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_without_onednn() -> None:
+    data = Data("LSTM", CASES[7])
+    expected = data.reference()
+    with torch.backends.mkldnn.flags(enabled=False):
+        result = data.run(ops.rnn, torch.float32)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-5, name
