@@ -25,10 +25,10 @@ def check_torch() -> None:
     """
     try:
         built = importlib.import_module("rnnext._build_info").TORCH_VERSION
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError:
         raise ImportError(
             f"rnnext's kernels are not built. Build them in its source folder:\n    {BUILD_COMMAND}"
-        ) from error
+        ) from None
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
         raise ImportError(
             f"rnnext was built against torch {built}, but torch {torch.__version__} is installed. "
@@ -67,7 +67,7 @@ def load_library() -> None:
         raise ImportError(
             f"rnnext's kernels do not load: {error}. Rebuild them in its source folder:\n"
             f"    {BUILD_COMMAND}"
-        ) from error
+        ) from None
 
 
 def build_info() -> dict[str, object]:

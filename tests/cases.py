@@ -38,6 +38,11 @@ class Case:
         return "-".join(parts)
 
 
+LARGE = Case(T=35, N=20, C=30, H=200, L=2, D=2)
+FEW = Case(T=9, N=2, C=130, H=330, h0=False)  # fewer sequences than keep threads busy by themselves
+PACKED = Case(T=30, N=9, C=17, H=40, L=2, D=2, lengths=(30, 30, 21, 8, 8, 7, 3, 1, 1))
+DROPOUT = Case(T=11, N=6, C=8, H=24, L=3, D=2, dropout=0.4)
+
 # Sizes that are multiples of nothing, single steps, rows and units, fewer rows than threads,
 # several time blocks, and products both packed and in place.
 CASES = (
@@ -46,16 +51,18 @@ CASES = (
     Case(T=1, N=2, C=3, H=64, L=2),
     Case(T=3, N=70, C=1, H=1, D=2),
     Case(T=4, N=0, C=3, H=5),
+    Case(T=4, N=3, C=0, H=5, L=2),
+    Case(T=9, N=3, C=0, H=40, D=2),
     Case(T=63, N=1, C=17, H=65, D=2, h0=False),
     Case(T=129, N=5, C=33, H=17, L=2, bias=False),
-    Case(T=35, N=20, C=30, H=200, L=2, D=2),
+    LARGE,
     Case(T=12, N=130, C=65, H=48),
-    Case(T=9, N=2, C=130, H=330, h0=False),
+    FEW,
     Case(T=6, N=1, C=650, H=650),
-    Case(T=30, N=9, C=17, H=40, L=2, D=2, lengths=(30, 30, 21, 8, 8, 7, 3, 1, 1)),
+    PACKED,
     Case(T=200, N=3, C=5, H=70, D=2, lengths=(200, 150, 2)),
     Case(T=7, N=1, C=4, H=130, lengths=(7,), h0=False),
-    Case(T=11, N=6, C=8, H=24, L=3, D=2, dropout=0.4),
+    DROPOUT,
     Case(T=9, N=4, C=8, H=20, L=2, dropout=0.25, lengths=(9, 9, 4, 1)),
     Case(T=4, N=2, C=3, H=5, L=2, dropout=1.0),
 )

@@ -192,6 +192,9 @@ class TestBuildChecks:
         with pytest.raises(SystemExit, match="headers are missing"):
             checks.check_headers()
 
+    @pytest.mark.skipif(
+        not shutil.which("ninja"), reason="needs what a build without isolation needs"
+    )
     def test_cuda_by_hand_is_0_or_1(self):
         result = run("setup.py", "--name", RNNEXT_CUDA="yes")
         assert result.returncode != 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import CASES, CELLS, NN_CELLS, Case, Data, error, torch_nn
+from cases import CASES, CELLS, DROPOUT, FEW, LARGE, NN_CELLS, PACKED, Case, Data, error, torch_nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,11 +86,7 @@ def test_a_thousand_steps_are_no_less_exact_than_torch_nn(cell: str) -> None:
 
 @cells
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "case",
-    [CASES[7], CASES[9], CASES[11], CASES[14]],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [LARGE, FEW, PACKED, DROPOUT], ids=str)
 def test_a_repeat_has_the_same_bits(cell: str, dtype: torch.dtype, case: Case) -> None:
     data = Data(cell, case)
     first = data.run(ops.rnn, dtype)
@@ -103,7 +99,7 @@ def test_a_repeat_has_the_same_bits(cell: str, dtype: torch.dtype, case: Case) -
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) -> None:
     torch.set_num_threads(count)
-    for case in (Case(T=20, N=1, C=9, H=200), Case(T=20, N=7, C=9, H=100, D=2), CASES[11]):
+    for case in (Case(T=20, N=1, C=9, H=200), Case(T=20, N=7, C=9, H=100, D=2), PACKED):
         data = Data(cell, case)
         expected, result = data.reference(), data.run(ops.rnn, torch.float64)
         for name in data.names:
@@ -112,7 +108,7 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
 
 @cells
 def test_inference_gives_the_bits_of_training(cell: str) -> None:
-    data = Data(cell, CASES[7])
+    data = Data(cell, LARGE)
     inputs = data.inputs(torch.float32)
     training = ops.rnn(cell, *data.split(inputs), **data.options)
     with torch.no_grad():
@@ -293,7 +289,7 @@ def test_a_forked_process_computes_too() -> None:
 
 
 def test_several_python_threads_at_once() -> None:
-    data = [Data(cell, CASES[7], seed=k) for k, cell in enumerate(CELLS)]
+    data = [Data(cell, LARGE, seed=k) for k, cell in enumerate(CELLS)]
     expected = [d.run(ops.rnn, torch.float32) for d in data]
     wrong: list[str] = []
 
@@ -311,7 +307,7 @@ def test_several_python_threads_at_once() -> None:
 
 
 def test_without_onednn() -> None:
-    data = Data("LSTM", CASES[7])
+    data = Data("LSTM", LARGE)
     expected = data.reference()
     with torch.backends.mkldnn.flags(enabled=False):
         result = data.run(ops.rnn, torch.float32)

@@ -56,6 +56,10 @@ template <class T>
 void RightMatrix<T>::panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate,
                                    const Range& panel) const {
   const Rows<T> target = c.from(0, panel.begin);
+  if (depths.size() == 0) {  // no input features
+    for (int64_t i = 0; i < rows && !accumulate; ++i) std::fill_n(target[i], panel.size(), T(0));
+    return;
+  }
   if (!packed_ && transposed_) {
     return kernels<T>().gemm_transposed(rows, panel.size(), depths.size(), a, w_.from(panel.begin, depths.begin),
                                         target, accumulate);

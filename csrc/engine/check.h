@@ -69,6 +69,7 @@ inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorL
   s.bias = count == 4 * directions;
   TORCH_CHECK(weights[1].dim() == 2, "rnnext: W_hh has ", weights[1].dim(), " dimensions, expected 2");
   s.H = weights[1].size(1);
+  TORCH_CHECK(s.H > 0, "rnnext: W_hh has shape ", weights[1].sizes(), ", expected a hidden size of at least 1");
   const int64_t gates = cell.gates() * s.H;
   for (int64_t i = 0; i < directions; ++i) {
     const at::TensorList w = weights.slice(i * s.tensors_a_layer(), s.tensors_a_layer());
