@@ -21,8 +21,8 @@ struct Shared {
   Shared(const ScanForward<T>& params, int threads)
       : p(params),
         partition(cpu::partition(threads, p.steps, p.H, columns)),
-        w_ih(p.C, {{0, columns}}, p.steps.total() >= kWorthPacking),
-        w_hh(p.H, pieces(), p.steps.total() >= kWorthPacking) {
+        w_ih(p.C, {{0, columns}}, p.steps.total() >= kWorthTransposing),
+        w_hh(p.H, pieces(), p.steps.total() >= kWorthTransposing) {
     workspace.add(&bias, cell.slots() * p.H);
     workspace.add(&x_part, p.steps.most_rows_in_a_block() * columns);
     workspace.add(&r_part, p.steps.N * columns);

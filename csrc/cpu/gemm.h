@@ -54,7 +54,8 @@ class RightMatrix {
   const T* buffer_ = nullptr;
 };
 
-// Rows in all that repay packing the matrix.
+// Rows in all that repay packing the matrix: transposed, or as it lies.
+constexpr int64_t kWorthTransposing = 32;
 constexpr int64_t kWorthPacking = 8;
 
 // C [m, n] (+)= A [m, k] B [k, n], all row-major, on one thread.

@@ -52,30 +52,41 @@ void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Row
   }
 }
 
-template <class T>
-RNNEXT_INLINE T sum_of(Vec<T> values) {
-  T sum = values.v[0];
-  for (int i = 1; i < Vec<T>::width; ++i) sum += values.v[i];
-  return sum;
+// M by 4 dot products at a time, so that their loads overlap and serve several of them.
+template <int M, class T>
+RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const T* const* rows, Rows<T> c,
+                            bool accumulate) {
+  using Values = Vec<T>;
+  Values sums[M][4];
+  for (int i = 0; i < M; ++i) {
+    for (int q = 0; q < 4; ++q) sums[i][q] = Values(T(0));
+  }
+  const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
+    Values w[4];
+    for (int q = 0; q < 4; ++q) w[q] = Values::load(rows[q] + l, some);
+    for (int i = 0; i < M; ++i) {
+      const Values x = Values::load(a[i] + l, some);
+      for (int q = 0; q < 4; ++q) sums[i][q] = fma(x, w[q], sums[i][q]);
+    }
+  };
+  const int64_t whole = k / Values::width * Values::width;
+  for (int64_t l = 0; l < whole; l += Values::width) add(l, Values::width);
+  if (whole < k) add(whole, k - whole);
+  for (int i = 0; i < M; ++i) {
+    for (int64_t q = 0; q < count; ++q) c[i][q] = (accumulate ? c[i][q] : T(0)) + sum_of(sums[i][q]);
+  }
 }
 
-// Four dot products at a time, so that their loads overlap.
 template <class T>
 void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c, bool accumulate) {
-  using Values = Vec<T>;
+  constexpr int tall = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
   for (int64_t j = 0; j < n; j += 4) {
-    const int count = n - j < 4 ? n - j : 4;
+    const int64_t count = n - j < 4 ? n - j : 4;
     const T* rows[4];
     for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
-    for (int64_t i = 0; i < m; ++i) {
-      Values sums[4] = {Values(T(0)), Values(T(0)), Values(T(0)), Values(T(0))};
-      for (int64_t l = 0; l < k; l += Values::width) {
-        const int64_t some = k - l < Values::width ? k - l : Values::width;
-        const Values x = Values::load(a[i] + l, some);
-        for (int q = 0; q < 4; ++q) sums[q] = fma(x, Values::load(rows[q] + l, some), sums[q]);
-      }
-      for (int q = 0; q < count; ++q) c[i][j + q] = (accumulate ? c[i][j + q] : T(0)) + sum_of(sums[q]);
-    }
+    int64_t i = 0;
+    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, c.from(i, j), accumulate);
+    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, c.from(i, j), accumulate);
   }
 }
 

@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if RNNEXT_VECTOR_BYTES == 64
+#include <immintrin.h>
+#endif
 
 #define RNNEXT_INLINE inline __attribute__((always_inline))
 
@@ -23,6 +26,52 @@ struct Register<double> {
   typedef double Values __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef int64_t Ints __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 };
+
+// The first n values of a register from and to memory; those beyond are zero, or left as they are.
+#if RNNEXT_VECTOR_BYTES == 64
+RNNEXT_INLINE auto load_some(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps((1u << n) - 1, p);
+}
+RNNEXT_INLINE auto load_some(const double* p, int64_t n) {
+  return _mm512_maskz_loadu_pd((1u << n) - 1, p);
+}
+RNNEXT_INLINE void store_some(__m512 v, float* p, int64_t n) {
+  _mm512_mask_storeu_ps(p, (1u << n) - 1, v);
+}
+RNNEXT_INLINE void store_some(__m512d v, double* p, int64_t n) {
+  _mm512_mask_storeu_pd(p, (1u << n) - 1, v);
+}
+#else
+template <class T>
+RNNEXT_INLINE typename Register<T>::Values load_some(const T* p, int64_t n) {
+  typename Register<T>::Values v{};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class T>
+RNNEXT_INLINE void store_some(typename Register<T>::Values v, T* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+// Sum of the values, halves onto halves.
+template <int S, class Values, class Ints>
+RNNEXT_INLINE auto folded(Values v) {
+  if constexpr (S == 0) {
+    return v[0];
+  } else {
+    Values other;
+#if defined(__clang__)
+    for (int k = 0; k < S; ++k) other[k] = v[k + S];
+    for (int k = S; k < static_cast<int>(sizeof(Values) / sizeof(v[0])); ++k) other[k] = v[k];
+#else
+    Ints from;
+    for (int k = 0; k < static_cast<int>(sizeof(Values) / sizeof(v[0])); ++k) from[k] = k ^ S;
+    other = __builtin_shuffle(v, from);
+#endif
+    return folded<S / 2, Values, Ints>(v + other);
+  }
+}
 
 template <class T>
 struct Vec {
@@ -45,16 +94,8 @@ struct Vec {
   RNNEXT_INLINE void store(T* p) const { std::memcpy(p, &v, sizeof(Native)); }
 
   // The first n values, 0 < n <= width; the others are zero, so that a tail runs through the same instructions.
-  RNNEXT_INLINE static Vec load(const T* p, int64_t n) {
-    if (n == width) return load(p);
-    Vec r{Native{}};
-    std::memcpy(&r.v, p, n * sizeof(T));
-    return r;
-  }
-  RNNEXT_INLINE void store(T* p, int64_t n) const {
-    if (n == width) return store(p);
-    std::memcpy(p, &v, n * sizeof(T));
-  }
+  RNNEXT_INLINE static Vec load(const T* p, int64_t n) { return n == width ? load(p) : Vec(load_some(p, n)); }
+  RNNEXT_INLINE void store(T* p, int64_t n) const { n == width ? store(p) : store_some(v, p, n); }
 
   RNNEXT_INLINE friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   RNNEXT_INLINE friend Vec operator-(Vec a, Vec b) { return a.v - b.v; }
@@ -64,6 +105,7 @@ struct Vec {
   RNNEXT_INLINE friend Mask operator<(Vec a, Vec b) { return a.v < b.v; }
   RNNEXT_INLINE friend Mask operator<=(Vec a, Vec b) { return a.v <= b.v; }
   RNNEXT_INLINE friend Mask operator>(Vec a, Vec b) { return a.v > b.v; }
+  RNNEXT_INLINE friend T sum_of(Vec a) { return folded<width / 2, Native, Mask>(a.v); }
   RNNEXT_INLINE friend Vec select(Mask m, Vec a, Vec b) { return m ? a.v : b.v; }
 };
 
