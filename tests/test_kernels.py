@@ -306,6 +306,7 @@ def test_several_python_threads_at_once() -> None:
     assert not wrong
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_without_onednn() -> None:
     data = Data("LSTM", LARGE)
     expected = data.reference()
