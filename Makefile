@@ -8,6 +8,7 @@ ARGS ?=
 
 PY = $(VENV)/bin/python
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CUDA_BENCHMARKS = $(shell find benchmarks -name '*.cu' -o -name '*.cuh')
 BUILD_FILES = pyproject.toml setup.py $(wildcard buildtools/*.py)
 
 .PHONY: help train test bench build lint format clean
@@ -36,13 +37,13 @@ build: $(VENV)/.built
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES) $(CUDA_BENCHMARKS)
 	$(PY) -m mypy
 
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(VENV)/bin/clang-format -i $(CXX_FILES) $(CUDA_BENCHMARKS)
 
 clean:
 	rm -rf build dist *.egg-info rnnext/*.so rnnext/_build_info.py $(VENV)/.built

@@ -10,19 +10,16 @@ beside it. Absolute times depend on the machine and on what else it is doing; ra
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import about
 from peers import CELLS, IMPLS, SHAPES, Problem, Shape, check
-
-import rnnext
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -70,35 +67,16 @@ def measure(cell: str, mode: str, shape: Shape, seconds: float, rounds: int) -> 
     }
 
 
-def peak_gflops(seconds: float = 1.0) -> float:
-    """What the threads together reach in a large float32 matrix product, at best."""
-    a = torch.randn(1536, 1536)
-    best = math.inf
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1536**3 / best / 1e9
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown: times in milliseconds, ratios over torch.nn."""
-    about = result["about"]
+    facts = result["about"]
     lines = [
-        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, "
-        f"{about['date']}; float32; errors are against float64.",
+        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, "
+        f"{facts['date']}; float32; errors are against float64.",
         "",
         "| layer | mode | shape | torch.nn ms | rnnext ms | ratio | rnnext GFLOP/s "
         "| torch.nn error | rnnext error |",
@@ -143,16 +121,6 @@ def main() -> None:
         return
 
     torch.set_num_threads(options.threads)
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "rnnext": rnnext.__version__,
-        "build": rnnext.build_info(),
-        "python": platform.python_version(),
-        "torch_matmul_gflops_per_second": peak_gflops(),
-    }
     rows = []
     for cell in options.cells:
         for mode in ("training", "inference"):
@@ -160,7 +128,7 @@ def main() -> None:
                 row = measure(cell, mode, shape, options.seconds, options.rounds)
                 rows.append(row)
                 print(f"{cell:4} {mode:9} {row['shape']:20} {row['ratio']:6.2f}x", flush=True)
-    result = {"about": about, "rows": rows}
+    result = {"about": about(), "rows": rows}
     print(table(result))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
