@@ -50,33 +50,42 @@ def layers_alone(cell: str, impl: str) -> Callable[[], object]:
     return lambda: torch.autograd.grad(layers(x)[0], inputs, dy)
 
 
-def medians(steps: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each step, taken in turn, each as often before as after the other."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order = list(steps)
-    for step in steps.values():
-        step()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+def medians(
+    make: Callable[[str, str], Callable[[], object]], cell: str, seconds: float, repeats: int = 6
+) -> dict[str, float]:
+    """Median milliseconds of a step of each implementation, the two taken in turn.
+
+    Each repeat makes both anew, in the other order: where its memory happens to lie changes a
+    model's speed by some percent.
+    """
+    times: dict[str, list[float]] = {impl: [] for impl in IMPLS}
+    order = list(IMPLS)
+    for _ in range(repeats):
         order.reverse()
-        for name in order:
-            start = time.perf_counter()
-            steps[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+        steps = {impl: make(cell, impl) for impl in order}
+        for step in steps.values():
+            step()
+        end = time.perf_counter() + seconds / repeats
+        while time.perf_counter() < end:
+            order.reverse()
+            for impl in order:
+                start = time.perf_counter()
+                steps[impl]()
+                times[impl].append(1e3 * (time.perf_counter() - start))
+    return {impl: statistics.median(values) for impl, values in times.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the result file here")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each cell")
+    parser.add_argument("--seconds", type=float, default=40.0, help="for each cell")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
     for cell in ("LSTM", "GRU"):
-        step = medians({impl: whole_step(cell, impl) for impl in IMPLS}, options.seconds)
-        layers = medians({impl: layers_alone(cell, impl) for impl in IMPLS}, options.seconds / 4)
+        step = medians(whole_step, cell, options.seconds)
+        layers = medians(layers_alone, cell, options.seconds / 4)
         row = {
             "cell": cell,
             "step_milliseconds": step,

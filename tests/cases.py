@@ -59,6 +59,7 @@ CASES = (
     Case(T=12, N=130, C=65, H=48),
     FEW,
     Case(T=6, N=1, C=650, H=650),
+    Case(T=3, N=11, C=8, H=900),  # weights larger than the caches
     PACKED,
     Case(T=200, N=3, C=5, H=70, D=2, lengths=(200, 150, 2)),
     Case(T=7, N=1, C=4, H=130, lengths=(7,), h0=False),

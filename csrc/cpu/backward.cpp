@@ -32,7 +32,7 @@ struct Shared {
 
   Shared(const ScanBackward<T>& params, int threads)
       : p(params),
-        partition(cpu::partition(threads, p.steps, p.H, columns)),
+        partition(cpu::partition(threads, p.steps, p.H, columns, sizeof(T))),
         w_ih(columns, {{0, p.C}}, p.steps.total() >= kWorthPacking),
         w_hh(columns, partition.by_units ? partition.parts : std::vector<Range>{{0, p.H}},
              p.steps.total() >= kWorthPacking) {

@@ -20,7 +20,7 @@ struct Shared {
 
   Shared(const ScanForward<T>& params, int threads)
       : p(params),
-        partition(cpu::partition(threads, p.steps, p.H, columns)),
+        partition(cpu::partition(threads, p.steps, p.H, columns, sizeof(T))),
         w_ih(p.C, {{0, columns}}, p.steps.total() >= kWorthTransposing),
         w_hh(p.H, pieces(), p.steps.total() >= kWorthTransposing) {
     workspace.add(&bias, cell.slots() * p.H);

@@ -8,8 +8,9 @@
 
 namespace rnnext::cpu {
 
-// By rows: each thread takes some sequences through all steps and meets nobody. By units (few sequences, where the
-// time goes into reading the weights): each takes some hidden units of every sequence, and the team meets at each step.
+// By rows: each thread takes some sequences through all steps and meets nobody. By units, where the time goes into
+// reading the weights: each takes some hidden units of every sequence and reads only its own part of them, and the team
+// meets at each step.
 struct Partition {
   bool by_units;
   std::vector<Range> parts;  // of the sequences, or of the hidden units
@@ -19,6 +20,8 @@ struct Partition {
 constexpr int64_t kUnitGrain = 16;
 // With fewer sequences a thread than this, a product is bound by reading the weights.
 constexpr int64_t kFewRows = 4;
+// Recurrent weights of more bytes than this leave the caches between two steps.
+constexpr int64_t kLargeWeights = 12 << 20;
 // Multiply-adds for each thread that are worth a meeting of the team.
 constexpr int64_t kWorthMeeting = 20000;
 
@@ -27,9 +30,11 @@ inline int useful_threads(const Steps& steps, int64_t columns, int64_t depth) {
   return steps.total() * columns * depth < kWorthMeeting ? 1 : available_threads();
 }
 
-inline Partition partition(int threads, const Steps& steps, int64_t H, int64_t columns) {
-  const bool few = steps.N < kFewRows * threads;
-  if (threads > 1 && few && H >= 2 * kUnitGrain * threads && steps.N * H * columns >= threads * kWorthMeeting) {
+// `columns`: of the recurrent matrix; `bytes`: of one value.
+inline Partition partition(int threads, const Steps& steps, int64_t H, int64_t columns, int64_t bytes) {
+  const bool bound_by_weights = steps.N < kFewRows * threads || H * columns * bytes > kLargeWeights;
+  const bool worth_meeting = H >= 2 * kUnitGrain * threads && steps.N * H * columns >= threads * kWorthMeeting;
+  if (threads > 1 && bound_by_weights && worth_meeting) {
     Partition p{true, {}};
     const int64_t grains = (H + kUnitGrain - 1) / kUnitGrain;
     for (int i = 0; i < threads; ++i) {
