@@ -24,8 +24,9 @@ def evaluate(options: EvaluateOptions) -> int:
     device = machine.use(options.machine)
     run = RunFolder(options.run)
     model, vocabulary = run.load_model(device, options.machine.impl)
-    if options.text is not None:
-        name, text = str(options.text), vocabulary.encode(read_lines(options.text))
+    if options.data is not None:
+        path = options.data / f"{options.split}.txt" if options.data.is_dir() else options.data
+        name, text = str(path), vocabulary.encode(read_lines(path))
     else:
         config = run.load_config()
         corpus = load_corpus(data_path(config))

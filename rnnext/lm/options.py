@@ -182,13 +182,15 @@ class EvaluateOptions:
     # The run folder of the model: what --out was for `rnnext train`.
     run: Path
 
-    # Which split of the text that the model was trained on.
+    # Which split of the text.
     split: Split = "test"
 
-    # A UTF-8 text file to read in place of a split.
-    text: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: the split)")] = (
-        None
-    )
+    # Another text than the one that the model was trained on: a folder with train.txt, valid.txt
+    # and test.txt, of which --split is read, or one UTF-8 text file, which is read whole.
+    data: Annotated[
+        Path | None,
+        arg(metavar="PATH", help_behavior_hint="(default: the text of the run)"),
+    ] = None
 
     # Streams the text is cut into. More are faster, but each starts without knowing what came
     # before it.

@@ -41,7 +41,7 @@ def test_help_names_every_command_and_option(capsys: pytest.CaptureFixture[str])
     help_of_train = shown(capsys, "train")
     assert set(re.findall(r"^\W{1,4}(--[a-z][a-z-]+)", help_of_train, re.M)) == OPTIONS
     assert "None" not in help_of_train
-    for option in ("--split", "--text", "--batch-size", "--run"):
+    for option in ("--split", "--data", "--batch-size", "--run"):
         assert option in shown(capsys, "evaluate").split()
     for option in ("--prompt", "--words", "--temperature", "--top-k", "--top-p", "--seed"):
         assert option in shown(capsys, "generate").split()
@@ -77,7 +77,8 @@ def test_evaluate_prints_what_train_found(
     for split, options in (
         ("valid", ["--split", "valid"]),
         ("test", []),
-        ("test", ["--text", str(same)]),
+        ("test", ["--data", str(same)]),
+        ("valid", ["--data", str(data), "--split", "valid"]),
     ):
         capsys.readouterr()
         assert cli.main(["evaluate", "--run", str(trained), "--impl", "torch", *options]) == 0
@@ -204,8 +205,8 @@ def test_texts_that_are_not_there(tmp_path: Path, trained: Path, fails: Fails) -
         "train", "--data", tmp_path, "--impl", "torch"
     )
     evaluate = ("evaluate", "--run", trained, "--impl", "torch")
-    assert "No such file" in fails(*evaluate, "--text", tmp_path / "nowhere")
-    assert "Is a directory" in fails(*evaluate, "--text", tmp_path)
+    assert "No such file" in fails(*evaluate, "--data", tmp_path / "nowhere")
+    assert "a data folder holds" in fails(*evaluate, "--data", tmp_path)
 
 
 def test_one_text_too_short_or_too_blank_to_split(tmp_path: Path, fails: Fails) -> None:
