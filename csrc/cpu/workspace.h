@@ -1,15 +1,17 @@
 // One piece of memory for all the buffers of a scan, cut at cache lines.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
 namespace rnnext::cpu {
 
-// The memory stays with the thread for its next scan: mapping fresh pages can cost as much as the scan itself. Pieces
-// beyond kKept are given back.
+// The memory stays with the thread for its next scan: mapping fresh pages can cost as much as the scan itself. A piece
+// of more than kKept is given back.
 template <class T>
 class Workspace {
  public:
@@ -20,21 +22,21 @@ class Workspace {
   }
 
   void allocate() {
-    at::Tensor& memory = kept();
-    if (!memory.defined() || memory.numel() < size_ + kLine) {
-      memory = at::Tensor();  // before the larger one comes
-      memory = at::empty({size_ + kLine}, at::CppTypeToScalarType<T>::value);
-    } else if (at::globalContext().deterministicAlgorithms() &&
-               at::globalContext().deterministicFillUninitializedMemory()) {
-      memory.fill_(std::numeric_limits<T>::quiet_NaN());
+    Memory& memory = kept();
+    if (memory.size < size_) {
+      memory = {};  // before the larger one comes
+      memory = {c10::GetCPUAllocator()->allocate(size_ * sizeof(T)), size_};
     }
-    const auto address = reinterpret_cast<uintptr_t>(memory.template data_ptr<T>());
-    T* base = reinterpret_cast<T*>((address + 63) / 64 * 64);
+    T* base = static_cast<T*>(memory.data.get());
+    // What at::empty does where uninitialised memory is to show itself.
+    if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory()) {
+      std::fill_n(base, size_, std::numeric_limits<T>::quiet_NaN());
+    }
     for (const Request& r : requests_) *r.buffer = base + r.offset;
   }
 
   ~Workspace() {
-    if (kept().defined() && kept().nbytes() > kKept) kept() = at::Tensor();
+    if (kept().size > kKept) kept() = {};
   }
 
  private:
@@ -42,16 +44,22 @@ class Workspace {
     T** buffer;
     int64_t offset;
   };
-  static constexpr int64_t kLine = 64 / sizeof(T);
-  static constexpr size_t kKept = size_t{256} << 20;  // bytes
+  struct Memory {
+    c10::DataPtr data;
+    int64_t size = 0;
+  };
+  static constexpr int64_t kLine = 64 / sizeof(T);  // the allocator's alignment, too
+  static constexpr int64_t kKept = (int64_t{256} << 20) / sizeof(T);
 
-  static at::Tensor& kept() {
-    thread_local at::Tensor memory;
+  static Memory& kept() {
+    thread_local Memory memory;
     return memory;
   }
 
   std::vector<Request> requests_;
   int64_t size_ = 0;
 };
+
+static_assert(c10::gAlignment >= 64);
 
 }  // namespace rnnext::cpu
