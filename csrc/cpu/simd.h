@@ -12,19 +12,21 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// One register's worth of T, and of the integers of the same size. (GCC ignores a vector size that depends on a
-// template parameter, hence the two specialisations.)
+// One register's worth of T, of the results of comparisons (all ones or zero) and of the values' bits. (GCC ignores a
+// vector size that depends on a template parameter, hence the two specialisations.)
 template <class T>
 struct Register;
 template <>
 struct Register<float> {
   typedef float Values __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  typedef int32_t Ints __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef int32_t Mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 };
 template <>
 struct Register<double> {
   typedef double Values __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  typedef int64_t Ints __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef int64_t Mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef uint64_t Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 };
 
 // The first n values of a register from and to memory; those beyond are zero, or left as they are.
@@ -73,11 +75,37 @@ RNNEXT_INLINE auto folded(Values v) {
   }
 }
 
+RNNEXT_INLINE float square_root(float x) {
+  return __builtin_sqrtf(x);
+}
+RNNEXT_INLINE double square_root(double x) {
+  return __builtin_sqrt(x);
+}
+
+// Logic of the results of comparisons, Vec<T>::Mask.
+template <class Mask>
+RNNEXT_INLINE Mask mask_and(Mask a, Mask b) {
+  return a & b;
+}
+template <class Mask>
+RNNEXT_INLINE Mask mask_or(Mask a, Mask b) {
+  return a | b;
+}
+template <class Mask>
+RNNEXT_INLINE Mask mask_xor(Mask a, Mask b) {
+  return a ^ b;
+}
+template <class Mask>
+RNNEXT_INLINE Mask mask_not(Mask a) {
+  return ~a;
+}
+
 template <class T>
 struct Vec {
   using Scalar = T;
   using Native = typename Register<T>::Values;
-  using Mask = typename Register<T>::Ints;
+  using Mask = typename Register<T>::Mask;
+  using Bits = typename Register<T>::Bits;
   static constexpr int width = RNNEXT_VECTOR_BYTES / sizeof(T);
 
   Native v;
@@ -85,6 +113,17 @@ struct Vec {
   Vec() = default;
   RNNEXT_INLINE Vec(Native native) : v(native) {}
   RNNEXT_INLINE explicit Vec(T scalar) : v(scalar - Native{}) {}
+
+  // 0, 1, 2, ...
+  RNNEXT_INLINE static Vec lanes() {
+    Vec r;
+    for (int k = 0; k < width; ++k) r.v[k] = static_cast<T>(k);
+    return r;
+  }
+
+  // The values' binary form, unsigned integers of the same size.
+  RNNEXT_INLINE Bits bits() const { return reinterpret_cast<Bits>(v); }
+  RNNEXT_INLINE static Vec from_bits(Bits b) { return reinterpret_cast<Native>(b); }
 
   RNNEXT_INLINE static Vec load(const T* p) {
     Vec r;
@@ -105,50 +144,17 @@ struct Vec {
   RNNEXT_INLINE friend Mask operator<(Vec a, Vec b) { return a.v < b.v; }
   RNNEXT_INLINE friend Mask operator<=(Vec a, Vec b) { return a.v <= b.v; }
   RNNEXT_INLINE friend Mask operator>(Vec a, Vec b) { return a.v > b.v; }
+  RNNEXT_INLINE friend Mask operator>=(Vec a, Vec b) { return a.v >= b.v; }
+  RNNEXT_INLINE friend Mask operator==(Vec a, Vec b) { return a.v == b.v; }
+  RNNEXT_INLINE friend Mask operator!=(Vec a, Vec b) { return a.v != b.v; }
+  // a * b + c; rounded once where the processor can: the compiler contracts what stands in one expression.
+  RNNEXT_INLINE friend Vec fma(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
+  RNNEXT_INLINE friend Vec sqrt(Vec a) {
+    for (int k = 0; k < width; ++k) a.v[k] = square_root(a.v[k]);  // vectorised to one instruction
+    return a;
+  }
   RNNEXT_INLINE friend T sum_of(Vec a) { return folded<width / 2, Native, Mask>(a.v); }
   RNNEXT_INLINE friend Vec select(Mask m, Vec a, Vec b) { return m ? a.v : b.v; }
-};
-
-// Constants of the exponential. Adding `round` (1.5 times 2 to the number of mantissa bits) to a value leaves its
-// nearest integer in the low bits; shifted into the exponent field it becomes that power of two. Arguments are cut
-// where the power is 0 or infinity.
-template <class V, class T = typename V::Scalar>
-struct Exponent;
-
-template <class V>
-struct Exponent<V, float> {
-  static constexpr float lowest = -88.0f, highest = 88.8f, tanh_saturates = 20.0f;
-  static constexpr float log2e = 1.44269504f, round = 12582912.0f;
-  static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
-  static constexpr int terms = 6;
-  static constexpr float taylor[terms] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2};
-
-  RNNEXT_INLINE static V power_of_two(V shifted) {
-    typename V::Mask n;
-    std::memcpy(&n, &shifted.v, sizeof n);
-    n = (n + 127) << 23;
-    std::memcpy(&shifted.v, &n, sizeof n);
-    return shifted;
-  }
-};
-
-template <class V>
-struct Exponent<V, double> {
-  static constexpr double lowest = -709.0, highest = 709.9, tanh_saturates = 40.0;
-  static constexpr double log2e = 1.4426950408889634, round = 6755399441055744.0;
-  static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
-  static constexpr int terms = 12;
-  static constexpr double taylor[terms] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
-                                           1. / 362880,     1. / 40320,     1. / 5040,     1. / 720,
-                                           1. / 120,        1. / 24,        1. / 6,        1. / 2};
-
-  RNNEXT_INLINE static V power_of_two(V shifted) {
-    typename V::Mask n;
-    std::memcpy(&n, &shifted.v, sizeof n);
-    n = (n + 1023) << 52;
-    std::memcpy(&shifted.v, &n, sizeof n);
-    return shifted;
-  }
 };
 
 }  // namespace rnnext::RNNEXT_ISA
