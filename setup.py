@@ -2,11 +2,14 @@
 
 rnnext/_ops    the kernels: registers the ops with torch when loaded; links libtorch, no libpython
 rnnext/_build  a Python module that tells how they were built
+
+An installed package also has, in rnnext/include, the headers that cells written in Python need.
 """
 
 import importlib.util
 import os
 import shlex
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -51,6 +54,14 @@ def glob(*patterns: str) -> list[str]:
     return sorted(
         str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)
     )
+
+
+# What a cell written in Python is compiled against, where the package is used.
+CELL_HEADERS = glob(
+    "csrc/cells/math*.h",
+    "csrc/cpu/isa/*.h",
+    *(f"csrc/{name}.h" for name in ("cpu/simd", "cpu/step", "cpu/written", "engine/cell")),
+)
 
 
 def cuda_sources() -> list[str]:
@@ -99,6 +110,11 @@ def torch_build_ext() -> type[build_ext]:
             library = Path(self.get_ext_fullpath("rnnext._ops"))
             info = BUILD_INFO.format(torch=torch.__version__)
             library.with_name("_build_info.py").write_text(info, encoding="utf-8")
+            if not self.inplace:  # where the source tree is not at hand
+                for header in CELL_HEADERS:
+                    target = library.with_name("include") / Path(header).relative_to("csrc")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(ROOT / header, target)
 
         def build_extension(self, ext: Extension) -> None:
             # A folder each: torch writes a build.ninja there for every extension.

@@ -1,5 +1,6 @@
 // Derivatives of the op: one autograd function for every cell and every backend.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -11,6 +12,14 @@ using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+Tensor or_undefined(const optional<Tensor>& tensor) {
+  return tensor.value_or(Tensor());
+}
+
+optional<Tensor> or_none(const Tensor& tensor) {
+  return tensor.defined() ? optional<Tensor>(tensor) : std::nullopt;
+}
+
 // The arguments that are not differentiated.
 struct Options {
   std::string cell;
@@ -18,14 +27,35 @@ struct Options {
   int64_t num_layers;
   bool bidirectional;
   double dropout;
+  std::vector<int64_t> sizes;
+
+  // All but the tensors.
+  void save(AutogradContext* context) const {
+    context->saved_data["cell"] = cell;
+    context->saved_data["num_layers"] = num_layers;
+    context->saved_data["bidirectional"] = bidirectional;
+    context->saved_data["dropout"] = dropout;
+    context->saved_data["sizes"] = sizes;
+  }
+
+  static Options saved(AutogradContext* context, const Tensor& batch_sizes, const Tensor& seed) {
+    auto& data = context->saved_data;
+    return {data["cell"].toStringRef(), or_none(batch_sizes),           or_none(seed),
+            data["num_layers"].toInt(), data["bidirectional"].toBool(), data["dropout"].toDouble(),
+            data["sizes"].toIntVector()};
+  }
 };
 
 using Forward = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList,
-                                    const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double);
+                                    const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
+                                    at::IntArrayRef);
 using Backward = std::vector<Tensor>(const c10::List<optional<Tensor>>&, const Tensor&, at::TensorList,
                                      std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                      const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                     const c10::List<bool>&);
+                                     at::IntArrayRef, const c10::List<bool>&);
+using Jvp = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList, const Tensor&,
+                                at::TensorList, at::TensorList, const optional<Tensor>&, const optional<Tensor>&,
+                                int64_t, bool, double, at::IntArrayRef);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
@@ -35,15 +65,15 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 std::vector<Tensor> call_forward(const char* name, const Options& o, const Tensor& x, at::TensorList h0,
                                  at::TensorList weights) {
   return find_op<Forward>(name).call(o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional,
-                                     o.dropout);
+                                     o.dropout, o.sizes);
 }
 
-Tensor or_undefined(const optional<Tensor>& tensor) {
-  return tensor.value_or(Tensor());
-}
-
-optional<Tensor> or_none(const Tensor& tensor) {
-  return tensor.defined() ? optional<Tensor>(tensor) : std::nullopt;
+std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Tensor>>& grads, const Tensor& y,
+                                  at::TensorList saved, const Tensor& x, at::TensorList h0, at::TensorList weights,
+                                  const c10::List<bool>& wanted) {
+  return find_op<Backward>("rnnext::rnn_backward")
+      .call(grads, y, saved, o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional, o.dropout,
+            o.sizes, wanted);
 }
 
 bool any_requires_grad(at::TensorList tensors) {
@@ -64,10 +94,7 @@ struct Rnn : torch::autograd::Function<Rnn> {
     saved.insert(saved.end(), result.begin() + outputs, result.end());
     context->save_for_backward(std::move(saved));
     context->set_materialize_grads(false);
-    context->saved_data["cell"] = o.cell;
-    context->saved_data["num_layers"] = o.num_layers;
-    context->saved_data["bidirectional"] = o.bidirectional;
-    context->saved_data["dropout"] = o.dropout;
+    o.save(context);
     context->saved_data["states"] = static_cast<int64_t>(h0.size());
     context->saved_data["weights"] = static_cast<int64_t>(weights.size());
     result.resize(outputs);
@@ -85,11 +112,8 @@ struct Rnn : torch::autograd::Function<Rnn> {
     for (const Tensor& grad : grads) given.push_back(or_none(grad));
     c10::List<bool> wanted;  // x, h0, weights
     for (int64_t i = 0; i < 1 + states + weights; ++i) wanted.push_back(context->needs_input_grad(i));
-    const std::vector<Tensor> result =
-        find_op<Backward>("rnnext::rnn_backward")
-            .call(given, saved[0], records, context->saved_data["cell"].toStringRef(), saved[1], h0, w,
-                  or_none(saved[2]), or_none(saved[3]), context->saved_data["num_layers"].toInt(),
-                  context->saved_data["bidirectional"].toBool(), context->saved_data["dropout"].toDouble(), wanted);
+    const Options o = Options::saved(context, saved[2], saved[3]);
+    const std::vector<Tensor> result = call_backward(o, given, saved[0], records, saved[1], h0, w, wanted);
     variable_list gradients(1);  // Options has none
     size_t next = 0;
     for (bool is_wanted : wanted) gradients.push_back(is_wanted ? result[next++] : Tensor());
@@ -99,8 +123,8 @@ struct Rnn : torch::autograd::Function<Rnn> {
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout) {
-  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout};
+                        bool bidirectional, double dropout, at::IntArrayRef sizes) {
+  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, sizes.vec()};
   if (at::GradMode::is_enabled() && (x.requires_grad() || any_requires_grad(h0) || any_requires_grad(weights))) {
     return Rnn::apply(o, x, h0, weights);
   }
@@ -108,37 +132,106 @@ std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h
   return call_forward("rnnext::rnn", o, x, h0, weights);
 }
 
-// Stands behind the gradients when they were asked for with create_graph=True.
-struct NoSecondDerivative : torch::autograd::Function<NoSecondDerivative> {
-  static variable_list forward(AutogradContext*, at::TensorList gradients, at::TensorList) { return gradients.vec(); }
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false,
-                                "rnnext: second derivatives of the fused kernels are not implemented; for double "
-                                "backward, call rnnext.unswap(model) or use rnnext.reference.rnn");
-    return {};
+// The gradients as a function of the output gradients g, x, h0 and weights: J^T g for the Jacobian J of rnn. Of a
+// cotangent v, J v is a forward-mode derivative (rnn_jvp), and <v, J^T g> = <J v, g>: so the gradient that reaches g is
+// J v itself, and the gradients that reach x, h0 and weights are those of <J v, g>.
+struct RnnBackward : torch::autograd::Function<RnnBackward> {
+  // What is not differentiated. y and saved follow from the inputs; `given`: which output gradients there are.
+  struct Arguments {
+    Options options;
+    Tensor y;
+    std::vector<Tensor> saved;
+    c10::List<bool> given, wanted;
+  };
+
+  static variable_list forward(AutogradContext* context, const Arguments& a, at::TensorList grads, const Tensor& x,
+                               at::TensorList h0, at::TensorList weights) {
+    variable_list saved{x, or_undefined(a.options.batch_sizes), or_undefined(a.options.seed)};
+    for (const at::TensorList& list : {h0, weights, grads}) saved.insert(saved.end(), list.begin(), list.end());
+    context->save_for_backward(std::move(saved));
+    context->set_materialize_grads(false);
+    a.options.save(context);
+    context->saved_data["states"] = static_cast<int64_t>(h0.size());
+    context->saved_data["weights"] = static_cast<int64_t>(weights.size());
+    context->saved_data["given"] = a.given;
+    context->saved_data["wanted"] = a.wanted;
+
+    c10::List<optional<Tensor>> all;
+    size_t next = 0;
+    for (bool given : a.given) all.push_back(given ? optional<Tensor>(grads[next++]) : std::nullopt);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return call_backward(a.options, all, a.y, a.saved, x, h0, weights, a.wanted);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& cotangents) {
+    const variable_list saved = context->get_saved_variables();
+    const int64_t states = context->saved_data["states"].toInt(), weights = context->saved_data["weights"].toInt();
+    const c10::List<bool> given = context->saved_data["given"].toBoolList();
+    const c10::List<bool> wanted = context->saved_data["wanted"].toBoolList();
+    const bool create_graph = at::GradMode::is_enabled();
+    const int64_t grads = saved.size() - 3 - states - weights, inputs = 1 + states + weights;
+
+    // Aliases: the gradient must not flow from one input into another one that it was made of.
+    variable_list primals, tangents, needed;
+    size_t next = 0;
+    for (int64_t i = 0; i < inputs; ++i) {
+      const Tensor& input = saved[i == 0 ? 0 : i + 2];
+      const bool needs = context->needs_input_grad(grads + i);
+      primals.push_back(create_graph ? input.view_as(input) : input.detach().requires_grad_(needs));
+      if (needs) needed.push_back(primals.back());
+      const Tensor cotangent = wanted[i] ? cotangents[next++] : Tensor();
+      tangents.push_back(cotangent.defined() ? cotangent : at::zeros_like(input));
+    }
+    std::vector<Tensor> result;
+    {
+      const at::AutoGradMode enable(true);
+      const at::TensorList p(primals), t(tangents);
+      const Options o = Options::saved(context, saved[1], saved[2]);
+      result = find_op<Jvp>("rnnext::rnn_jvp")
+                   .call(o.cell, primals[0], p.slice(1, states), p.slice(1 + states, weights), tangents[0],
+                         t.slice(1, states), t.slice(1 + states, weights), o.batch_sizes, o.seed, o.num_layers,
+                         o.bidirectional, o.dropout, o.sizes);
+    }
+    variable_list outputs, output_grads;
+    for (size_t i = 0; i < given.size(); ++i) {
+      if (!given[i]) continue;
+      outputs.push_back(result[i]);
+      output_grads.push_back(saved[3 + states + weights + output_grads.size()]);
+    }
+    variable_list input_grads;
+    if (!needed.empty()) {
+      input_grads = torch::autograd::grad(outputs, needed, output_grads, /*retain_graph=*/create_graph, create_graph,
+                                          /*allow_unused=*/true);
+    }
+    variable_list gradients(1);  // Arguments has none
+    for (const Tensor& output : outputs) gradients.push_back(create_graph ? output : output.detach());
+    next = 0;
+    for (int64_t i = 0; i < inputs; ++i) {
+      gradients.push_back(context->needs_input_grad(grads + i) ? input_grads[next++] : Tensor());
+    }
+    return gradients;
   }
 };
 
 std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const Tensor& y, at::TensorList saved,
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                                 bool bidirectional, double dropout, const c10::List<bool>& output_mask) {
-  std::vector<Tensor> result;
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    result = find_op<Backward>("rnnext::rnn_backward")
-                 .call(grads, y, saved, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
-                       output_mask);
+                                 bool bidirectional, double dropout, at::IntArrayRef sizes,
+                                 const c10::List<bool>& output_mask) {
+  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, sizes.vec()};
+  std::vector<Tensor> defined;
+  c10::List<bool> given;
+  for (const optional<Tensor>& grad : grads) {
+    given.push_back(grad.has_value());
+    if (grad) defined.push_back(*grad);
   }
-  if (!at::GradMode::is_enabled()) return result;
-  variable_list sources{y, x};
-  for (const optional<Tensor>& grad : grads) sources.push_back(grad.value_or(Tensor()));
-  sources.insert(sources.end(), h0.begin(), h0.end());
-  sources.insert(sources.end(), weights.begin(), weights.end());
-  sources.erase(std::remove_if(sources.begin(), sources.end(), [](const Tensor& t) { return !t.defined(); }),
-                sources.end());
-  return any_requires_grad(sources) ? NoSecondDerivative::apply(at::TensorList(result), at::TensorList(sources))
-                                    : result;
+  if (at::GradMode::is_enabled() &&
+      (x.requires_grad() || any_requires_grad(defined) || any_requires_grad(h0) || any_requires_grad(weights))) {
+    const RnnBackward::Arguments arguments{o, y, saved.vec(), given, output_mask};
+    return RnnBackward::apply(arguments, at::TensorList(defined), x, h0, weights);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(o, grads, y, saved, x, h0, weights, output_mask);
 }
 
 }  // namespace

@@ -1,26 +1,37 @@
 // The table of contents: every op of the library.
 //
-// x [T, N, C], or packed [rows, C] with batch_sizes [T]. h0: one [L * D, N, H] for each state of the cell, or none.
-// weights: W_ih, W_hh (, b_ih, b_hh) of each layer and direction, in torch.nn's order. seed: of the dropout between
-// layers; without it there is none.
+// x [T, N, C], or packed [rows, C] with batch_sizes [T]. h0: one [L * D, N, width] for each state of the cell, or none.
+// weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer and direction, in torch.nn's
+// order. seed: of the dropout between layers and of the cell's noise; without it there is none. sizes: of the cell,
+// besides the hidden size.
+//
+// A cell of two streams takes and gives values and tangents: x and y are [2, ...], h0, weights and final states are all
+// those of the values, then all those of the tangents.
 #include <torch/library.h>
 
 TORCH_LIBRARY(rnnext, m) {
   // -> y, then the final states
   m.def(
       "rnn(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
-      "int num_layers, bool bidirectional, float dropout) -> Tensor[]");
+      "int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
   // -> y, the final states, then what rnn_backward calls `saved`
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
-      "int num_layers, bool bidirectional, float dropout) -> Tensor[]");
+      "int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
   // grads: of y and of the final states, or None. output_mask: which gradients of x, h0 and weights are wanted.
   m.def(
       "rnn_backward(Tensor?[] grads, Tensor y, Tensor[] saved, str cell, Tensor x, Tensor[] h0, Tensor[] weights, "
-      "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, "
+      "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes, "
       "bool[] output_mask) -> Tensor[]");
-  // -> gates, states, and the columns that training keeps for each row, in units of H
-  m.def("cell_shape(str cell) -> int[]");
+  // -> the tangents of y and of the final states, for tangents of the inputs; written in Python (derivatives.py)
+  m.def(
+      "rnn_jvp(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor dx, Tensor[] dh0, Tensor[] dweights, "
+      "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
+  // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, then the
+  // width of each state
+  m.def("cell_shape(str cell, int[] sizes) -> int[]");
+  // Loads a library with a compiled cell -> the cell's name
+  m.def("load_cell(str path) -> str");
   // -> the CPU instruction sets compiled in, best first
   m.def("instruction_sets() -> str[]");
   // -> the one in use

@@ -12,7 +12,10 @@ _load.load_library()
 
 from rnnext import ops, reference  # noqa: E402
 from rnnext._load import build_info  # noqa: E402
+from rnnext.cell import Bernoulli, Dropout, Normal, Param, Uniform  # noqa: E402
+from rnnext.codegen.record import CellError  # noqa: E402
 from rnnext.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
+from rnnext.recurrent import Recurrent  # noqa: E402
 from rnnext.swap import swap, unswap  # noqa: E402
 
 __version__ = "0.1.0"
@@ -21,9 +24,16 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Bernoulli",
+    "CellError",
+    "Dropout",
     "GRUCell",
     "LSTMCell",
+    "Normal",
+    "Param",
     "RNNCell",
+    "Recurrent",
+    "Uniform",
     "build_info",
     "ops",
     "reference",

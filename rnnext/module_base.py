@@ -18,22 +18,40 @@ from rnnext import ops
 Lengths: TypeAlias = Tensor | Sequence[int]
 
 
-class Layer(nn.RNNBase):
-    """A stack of recurrent layers over a sequence; `mode`, set by RNNBase, names the cell."""
+class Stack:
+    """What every stack of recurrent layers over a sequence has, whatever its modules are made of.
 
-    def __init__(self, mode: str, *args: Any, **kwargs: Any) -> None:
-        if mode != "LSTM" and "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        super().__init__(mode, *args, **kwargs)
+    It reads a layer's arguments by their names in torch.nn, and asks it for the rest.
+    """
 
-    def flatten_parameters(self) -> None:
-        """Do nothing: the kernels read each parameter where it lies."""
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    training: bool
 
-    def _init_flat_weights(self) -> None:
-        # RNNBase keeps these lists for cuDNN. Of a parametrized weight nn lists the value, which
-        # has a history and so can't be copied; here it is None, and the modules can be.
-        self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]
-        self._flat_weight_refs = [None if w is None else ref(w) for w in self._flat_weights]
+    def _kind(self) -> str:
+        """The layer's name in errors."""
+        raise NotImplementedError
+
+    def _names(self) -> Sequence[str]:
+        """Names of its weights, in the op's order."""
+        raise NotImplementedError
+
+    def _states(self) -> dict[str, int]:
+        """The states by their names in errors, and their widths."""
+        raise NotImplementedError
+
+    def _draws(self) -> bool:
+        """Whether it needs random numbers in training."""
+        return self.dropout > 0 and self.num_layers > 1
+
+    def _call_op(
+        self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], **options: Any
+    ) -> list[Tensor]:
+        raise NotImplementedError
 
     def _run(
         self, input: Tensor | PackedSequence, hx: Sequence[Tensor], lengths: Lengths | None
@@ -49,12 +67,12 @@ class Layer(nn.RNNBase):
             return PackedSequence(y, batch_sizes, order, inverse), states
         dim = input.dim()
         if dim not in (2, 3):
-            kind = self.mode.split("_")[0]
+            kind = self._kind()
             got = f"{dim}D tensor" if kind == "RNN" else f"{dim}D"
             raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {got} instead")
         for h in hx:
             if h.dim() != dim:
-                raise _wrong_dim(dim, hx)
+                raise _wrong_dim(dim, hx, list(self._states()))
         if dim == 2:
             if lengths is not None:
                 raise ValueError("lengths= needs batched 3-D input, but got unbatched 2-D input")
@@ -97,15 +115,17 @@ class Layer(nn.RNNBase):
         hx and the final states [L*D, N, H] are in the caller's order of rows: `order` leads from
         there to the packed order, `inverse` back.
         """
-        weights = _weights(self, self._flat_weights_names)
+        weights = _weights(self, self._names())
         x = _fitting_weight(weights[0], x, ValueError)
         if x.size(-1) != self.input_size:
             raise RuntimeError(
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {x.size(-1)}"
             )
-        expected = (self.num_layers * (2 if self.bidirectional else 1), n, self.hidden_size)
-        for k, h in enumerate(hx):
+        runs = self.num_layers * (2 if self.bidirectional else 1)
+        widths = self._states().values() if hx else ()
+        for k, (h, width) in enumerate(zip(hx, widths, strict=True)):
+            expected = (runs, n, width)
             if h.shape != expected:
                 name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
@@ -113,10 +133,9 @@ class Layer(nn.RNNBase):
         if order is not None:
             hx = [h.index_select(1, order) for h in hx]
         seed = None
-        if self.dropout > 0 and self.training and self.num_layers > 1:
+        if self._draws() and self.training:
             seed = torch.randint(2**63 - 1, (1,), device="cpu")
-        y, *states = ops.rnn(
-            self.mode,
+        y, *states = self._call_op(
             x,
             hx,
             weights,
@@ -129,6 +148,41 @@ class Layer(nn.RNNBase):
         if inverse is not None:
             states = [s.index_select(1, inverse) for s in states]
         return y, states
+
+
+class Layer(Stack, nn.RNNBase):
+    """A stack of recurrent layers over a sequence; `mode`, set by RNNBase, names the cell."""
+
+    def __init__(self, mode: str, *args: Any, **kwargs: Any) -> None:
+        if mode != "LSTM" and "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__(mode, *args, **kwargs)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels read each parameter where it lies."""
+
+    def _init_flat_weights(self) -> None:
+        # RNNBase keeps these lists for cuDNN. Of a parametrized weight nn lists the value, which
+        # has a history and so can't be copied; here it is None, and the modules can be.
+        self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]
+        self._flat_weight_refs = [None if w is None else ref(w) for w in self._flat_weights]
+
+    def _kind(self) -> str:
+        return self.mode.split("_")[0]
+
+    def _names(self) -> Sequence[str]:
+        return self._flat_weights_names
+
+    def _states(self) -> dict[str, int]:
+        states = {"hx": self.proj_size or self.hidden_size}
+        return {**states, "cx": self.hidden_size} if self.mode == "LSTM" else states
+
+    def _call_op(
+        self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], **options: Any
+    ) -> list[Tensor]:
+        if self.proj_size:
+            return ops.rnn("LSTM_PROJ", x, hx, weights, sizes=(self.proj_size,), **options)
+        return ops.rnn(self.mode, x, hx, weights, **options)
 
 
 class Cell(nn.RNNCellBase):
@@ -182,7 +236,7 @@ def pair(op: str, hx: tuple[Tensor, Tensor] | None) -> Sequence[Tensor]:
     return hx
 
 
-def _weights(module: nn.Module, names: Iterable[str]) -> list[Tensor]:
+def _weights(module: Any, names: Iterable[str]) -> list[Tensor]:
     """The weights as they are at this call, by name: functional_call and others exchange them."""
     stored = module._parameters
     try:
@@ -232,14 +286,14 @@ def _fitting_input(x: Tensor, h: Tensor) -> Tensor:
     )
 
 
-def _wrong_dim(dim: int, hx: Sequence[Tensor]) -> RuntimeError:
+def _wrong_dim(dim: int, hx: Sequence[Tensor], names: Sequence[str]) -> RuntimeError:
     """nn's error for a layer's states that are not batched as its input is."""
     given = f"For {'batched' if dim == 3 else 'unbatched'} {dim}-D input, "
     if len(hx) == 1:
         text = f"hx should also be {dim}-D but got {hx[0].dim()}-D tensor"
     else:
         dims = ", ".join(f"{h.dim()}-D" for h in hx)
-        text = f"hx and cx should also be {dim}-D but got ({dims}) tensors"
+        text = f"{' and '.join(names)} should also be {dim}-D but got ({dims}) tensors"
     return RuntimeError(given + text)
 
 

@@ -44,17 +44,18 @@ class LSTM(Layer):
         dropout: probability of zeroing an element of a layer's output (training only, not after
             the last layer). Its seed is drawn from torch's CPU generator at each call.
         bidirectional: D = 2; outputs of both directions stand side by side.
-        proj_size: must be 0; projections are not supported yet.
+        proj_size: P; if it is not 0, h_t = W_hr (o_t * tanh(c_t)) has P features instead of H, and
+            so have the output and what W_hh multiplies (Sak, Senior and Beaufays 2014).
         device, dtype: of the parameters.
 
     Attributes:
         weight_ih_l{k} [4*H, C] (later layers [4*H, D*H]), weight_hh_l{k} [4*H, H],
-        bias_ih_l{k}, bias_hh_l{k} [4*H]: gates in the order i, f, g, o; the reverse direction's
-        with `_reverse` appended. All are drawn from U(-1/sqrt(H), 1/sqrt(H)).
+        bias_ih_l{k}, bias_hh_l{k} [4*H]: gates in the order i, f, g, o; with proj_size P for H in
+        what multiplies h, and weight_hr_l{k} [P, H]; the reverse direction's with `_reverse`
+        appended. All are drawn from U(-1/sqrt(H), 1/sqrt(H)).
 
     Raises:
         ValueError, TypeError: an argument out of range or of a wrong type, as torch.nn.LSTM.
-        NotImplementedError: proj_size > 0.
 
     Example:
         >>> lstm = LSTM(10, 20, num_layers=2)
@@ -76,11 +77,6 @@ class LSTM(Layer):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if 0 < proj_size < hidden_size:
-            raise NotImplementedError(
-                f"got proj_size={proj_size}: rnnext.LSTM does not support projections yet; "
-                "keep torch.nn.LSTM for this layer"
-            )
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
 
@@ -105,8 +101,8 @@ class LSTM(Layer):
 
         Args:
             input: [T, N, C] ([N, T, C] if batch_first), unbatched [T, C], or a PackedSequence.
-            hx: initial states (h_0, c_0), each [L*D, N, H], or [L*D, H] for unbatched input;
-                default zeros.
+            hx: initial states (h_0, c_0), each [L*D, N, H] (h_0 with proj_size [L*D, N, P]), for
+                unbatched input without N; default zeros.
             lengths: with padded 3-D input, the length of each row: N integers in 1..T, in any
                 order, a tensor or a list. No work is spent on padding, and none of it is read.
 

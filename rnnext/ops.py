@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnnext import reference
+from rnnext import derivatives, reference
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 
@@ -25,6 +26,7 @@ def rnn(
     num_layers: int = 1,
     bidirectional: bool = False,
     dropout: float = 0.0,
+    sizes: Sequence[int] = (),
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over whole sequences.
 
@@ -32,7 +34,8 @@ def rnn(
     :func:`rnnext.reference.rnn`, after one warning for each kind of device and dtype.
 
     Args:
-        cell: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        cell: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"``, ``"RNN_RELU"`` or ``"LSTM_PROJ"`` (whose h is
+            projected to a width of its own), or the name of a compiled cell.
         x: ``[T, N, C]``, or with ``batch_sizes`` the packed rows ``[sum(batch_sizes), C]``.
         h0: the initial states, each ``[L * D, N, H]`` (LSTM: h, c; the others: h), or an empty
             list for zeros.
@@ -46,6 +49,7 @@ def rnn(
         num_layers: L.
         bidirectional: D is 2 instead of 1.
         dropout: probability that an output of a layer, but not of the last one, is zeroed.
+        sizes: of the cell besides H; ``"LSTM_PROJ"`` has one, the width of h.
 
     Returns:
         ``[y, h_n]``, for LSTM ``[y, h_n, c_n]``: y is ``[T, N, D * H]`` or packed
@@ -63,9 +67,10 @@ def rnn(
         torch.Size([5, 2, 4])
     """
     if x.device.type in ("cpu", "meta") and x.dtype in _KERNEL_DTYPES:
-        return torch.ops.rnnext.rnn(
-            cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout
-        )
+        options = (batch_sizes, seed, num_layers, bidirectional, dropout, sizes)
+        if derivatives.transforms_active():
+            return derivatives.rnn(cell, x, h0, weights, *options)
+        return torch.ops.rnnext.rnn(cell, x, h0, weights, *options)
     _warn_of_reference(x.device.type, x.dtype)
     return reference.rnn(
         cell,
@@ -77,6 +82,7 @@ def rnn(
         num_layers=num_layers,
         bidirectional=bidirectional,
         dropout=dropout,
+        sizes=sizes,
     )
 
 
@@ -90,31 +96,45 @@ def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
 
 
 @functools.cache
-def _cell_shape(cell: str) -> tuple[int, int, int]:
-    gates, states, record = torch.ops.rnnext.cell_shape(cell)
-    return gates, states, record
+def _cell_shape(cell: str, sizes: tuple[int, ...]) -> tuple[int, int, list[int]]:
+    """Columns that training keeps for each row, streams, and the width of each state."""
+    _, record, streams, *widths = torch.ops.rnnext.cell_shape(cell, sizes)
+    return record, streams, widths
+
+
+@functools.cache
+def _gates(cell: str, sizes: int) -> int:
+    return int(torch.ops.rnnext.cell_shape(cell, (1,) * (1 + sizes))[0])
+
+
+def _shape_of(cell: str, weights: Sequence[Tensor], sizes: Sequence[int]) -> Any:
+    hidden = int(weights[0].shape[0]) // _gates(cell, len(sizes))
+    return _cell_shape(cell, (hidden, *sizes))
 
 
 @torch.library.register_fake("rnnext::rnn")
-def _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout):  # type: ignore[no-untyped-def]
+def _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes):  # type: ignore[no-untyped-def]
     directions = 2 if bidirectional else 1
-    hidden = weights[1].shape[1]
-    y = x.new_empty((*x.shape[:-1], directions * hidden))
-    batch = x.shape[1] if batch_sizes is None else _batch_of(batch_sizes, h0)
-    _, states, _ = _cell_shape(cell)
-    finals = [x.new_empty((num_layers * directions, batch, hidden)) for _ in range(states)]
+    _, streams, widths = _shape_of(cell, weights, sizes)
+    y = x.new_empty((*x.shape[:-1], directions * widths[0]))
+    batch = x.shape[streams] if batch_sizes is None else _batch_of(batch_sizes, h0)
+    finals = [x.new_empty((num_layers * directions, batch, width)) for width in widths]
     return [y, *finals]
 
 
 @torch.library.register_fake("rnnext::rnn_train")
-def _rnn_train_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout):  # type: ignore[no-untyped-def]
-    outputs = _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout)
+def _rnn_train_fake(  # type: ignore[no-untyped-def]
+    cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes
+):
+    outputs = _rnn_fake(
+        cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes
+    )
     directions = 2 if bidirectional else 1
-    hidden = weights[1].shape[1]
-    rows = x.shape[0] * x.shape[1] if batch_sizes is None else x.shape[0]
-    _, _, record = _cell_shape(cell)
-    records = [x.new_empty((directions, rows, record * hidden)) for _ in range(num_layers)]
-    between = [x.new_empty((rows, directions * hidden)) for _ in range(num_layers - 1)]
+    record, streams, widths = _shape_of(cell, weights, sizes)
+    steps = x.shape[streams - 1 : -1]
+    rows = steps[0] * steps[1] if batch_sizes is None else steps[0]
+    records = [x.new_empty((directions, rows, record)) for _ in range(num_layers)]
+    between = [x.new_empty((streams, rows, directions * widths[0])) for _ in range(num_layers - 1)]
     return [*outputs, *records, *between]
 
 
@@ -132,6 +152,7 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     num_layers,
     bidirectional,
     dropout,
+    sizes,
     output_mask,
 ):
     inputs = [x, *h0, *weights]

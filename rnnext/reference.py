@@ -1,102 +1,101 @@
 """The recurrent cells in plain PyTorch: the tests' oracle, and the path where there are no kernels.
 
-Axis letters: T time, N batch, C input size, H hidden size, G gates, L layers, D directions.
+Axis letters: T time, N batch, C input size, H hidden size, L layers, D directions; of a cell G
+gates, of which R see the hidden state, P another size.
 
-A cell is one function, `step(x, r, states) -> states`, and one line in `CELLS`. It sees the two
-parts of its gates apart, because a GRU needs them so:
+A cell is a declaration (`rnnext.cell`): a function of one step, and the names of what it takes.
+Of the built-in ones both stand here. With
 
     x = W_ih x_t + b_ih          [n, G*H]   from the input
-    r = W_hh h_(t-1) + b_hh      [n, G*H]   from the previous hidden state, which is states[0]
+    r = W_hh h_(t-1) + b_hh      [n, R*H]   from the hidden state, which is the first of the states
 
-Everything else (layers, directions, packed input, dropout between layers) is `rnn`, once for all
-cells. All of it can be differentiated any number of times, on any device, in any floating dtype;
-autocast does not reach into it.
+a step is given, by name and each [n, H]: of its `gates` the sum x + r; of `apart_gates` both parts,
+since a GRU needs them so; of `input_gates` x alone. Everything else (layers, directions, packed
+input, dropout between layers, noise) is `rnn`, once for all cells. All of it can be differentiated
+any number of times, on any device, in any floating dtype; autocast does not reach into it.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = [
-    "CELLS",
-    "Cell",
-    "apply_dropout",
-    "dropout_bits",
-    "gru",
-    "lstm",
-    "rnn",
-    "rnn_relu",
-    "rnn_tanh",
-]
+from rnnext.cell import Declaration, declare, width_of
+from rnnext.noise import apply_dropout, listed, noise_values
 
-Step = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, ...]]
+__all__ = ["CELLS", "gru", "lstm", "lstm_proj", "rnn", "rnn_relu", "rnn_tanh"]
 
 
-def lstm(x: Tensor, r: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One step of an LSTM: gates in the order i, f, g, o; states h, c, each [n, H].
+def lstm(i: Tensor, f: Tensor, g: Tensor, o: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM; states h, c.
 
-        i  = sigmoid(x_i + r_i)              c' = f * c + i * g
-        f  = sigmoid(x_f + r_f)              h' = o * tanh(c')
-        g  =    tanh(x_g + r_g)
-        o  = sigmoid(x_o + r_o)
+        c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h' = sigmoid(o) * tanh(c')
 
     Hochreiter and Schmidhuber 1997, with the forget gate of Gers, Schmidhuber and Cummins 2000.
     """
-    i, f, g, o = (x + r).chunk(4, -1)
-    c = f.sigmoid() * states[1] + i.sigmoid() * g.tanh()
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
-def gru(x: Tensor, r: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One step of a GRU: gates in the order r, z, n; one state h [n, H].
+def lstm_proj(
+    i: Tensor, f: Tensor, g: Tensor, o: Tensor, c: Tensor, hr: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM with a projection: h' = W_hr (sigmoid(o) * tanh(c')), of width P.
 
-        reset = sigmoid(x_r + r_r)
-        z     = sigmoid(x_z + r_z)
-        n     =    tanh(x_n + reset * r_n)   where r_n = W_hn h + b_hn
-        h'    = (1 - z) * n + z * h
+    Sak, Senior and Beaufays 2014.
+    """
+    h, c = lstm(i, f, g, o, c)
+    return linear(h, hr), c
+
+
+def gru(r: Tensor, z: Tensor, n_x: Tensor, n_h: Tensor, h: Tensor) -> Tensor:
+    """One step of a GRU; state h.
+
+        n  = tanh(n_x + sigmoid(r) * n_h)
+        h' = (1 - sigmoid(z)) * n + sigmoid(z) * h
 
     Cho et al. 2014, with the reset gate applied after the product, as torch.nn and cuDNN do.
     """
-    x_r, x_z, x_n = x.chunk(3, -1)
-    r_r, r_z, r_n = r.chunk(3, -1)
-    reset = (x_r + r_r).sigmoid()
-    z = (x_z + r_z).sigmoid()
-    n = (x_n + reset * r_n).tanh()
-    return ((1 - z) * n + z * states[0],)
+    z = z.sigmoid()
+    n = (n_x + r.sigmoid() * n_h).tanh()
+    return (1 - z) * n + z * h
 
 
-def rnn_tanh(x: Tensor, r: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One step of Elman's network (1990): h' = tanh(x + r), all [n, H]."""
-    return ((x + r).tanh(),)
+def rnn_tanh(a: Tensor) -> Tensor:
+    """One step of Elman's network (1990): h' = tanh(a)."""
+    return a.tanh()
 
 
-def rnn_relu(x: Tensor, r: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One step of Elman's network with a rectifier: h' = max(0, x + r), all [n, H]."""
-    return ((x + r).relu(),)
+def rnn_relu(a: Tensor) -> Tensor:
+    """One step of Elman's network with a rectifier: h' = max(0, a)."""
+    return a.relu()
 
 
-class Cell(NamedTuple):
-    """What a cell declares: gates per unit, state tensors (the first is h), and its step."""
-
-    gates: int
-    states: int
-    step: Step
-
-
-CELLS: dict[str, Cell] = {
-    "LSTM": Cell(gates=4, states=2, step=lstm),
-    "GRU": Cell(gates=3, states=1, step=gru),
-    "RNN_TANH": Cell(gates=1, states=1, step=rnn_tanh),
-    "RNN_RELU": Cell(gates=1, states=1, step=rnn_relu),
+CELLS: dict[str, Declaration] = {
+    cell.name: cell
+    for cell in (
+        declare("LSTM", lstm, gates=("i", "f", "g", "o"), states=("h", "c")),
+        declare("GRU", gru, gates=("r", "z"), apart_gates=("n",)),
+        declare("RNN_TANH", rnn_tanh, gates=("a",)),
+        declare("RNN_RELU", rnn_relu, gates=("a",)),
+        declare(
+            "LSTM_PROJ",
+            lstm_proj,
+            gates=("i", "f", "g", "o"),
+            states={"h": "proj_size", "c": "hidden_size"},
+            matrices={"hr": ("proj_size", "hidden_size")},
+            sizes=("proj_size",),
+        ),
+    )
 }
 
 
 def rnn(
-    cell: str,
+    cell: str | Declaration,
     x: Tensor,
     h0: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -106,27 +105,34 @@ def rnn(
     num_layers: int = 1,
     bidirectional: bool = False,
     dropout: float = 0.0,
+    sizes: Sequence[int] = (),
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over a sequence.
 
     Args:
-        cell: a name in `CELLS`.
+        cell: a declaration, or a name in `CELLS`.
         x: input [T, N, C]; or, with `batch_sizes`, the packed rows [sum(batch_sizes), C].
-        h0: no tensor (zeros) or one [L*D, N, H] for each state of the cell (LSTM: h, c).
-        weights: for each layer, for each direction, W_ih [G*H, C or D*H], W_hh [G*H, H] and, if
-            there are biases, b_ih [G*H], b_hh [G*H]: torch.nn's order.
+        h0: no tensor (zeros) or one [L*D, N, width] for each state of the cell (LSTM: h, c, of
+            width H).
+        weights: for each layer, for each direction, those of `Declaration.weight_names`, in
+            torch.nn's order: W_ih [G*H, C or D*H], W_hh [R*H, H] (with K heads [R*H, H/K]: H/K
+            units of each gate see H/K of h), if there are biases b_ih [G*H], b_hh [R*H]; then the
+            cell's further matrices and its params.
         batch_sizes: rows at each step, int64 [T] on the CPU, not increasing (a PackedSequence's).
-        seed: int64 tensor of one element. Dropout is applied only where it is given.
+        seed: int64 tensor of one element. Dropout is applied, and the cell's noise is other than
+            its expectation, only where it is given.
         num_layers: L.
         bidirectional: whether D is 2.
         dropout: probability of zeroing an element of a layer's output, for all but the last layer.
+        sizes: values of the cell's `sizes`.
 
     Returns:
-        [y, h_n] or [y, h_n, c_n]: y [T, N, D*H] (or packed rows [sum(batch_sizes), D*H]) of the
-        last layer; states [L*D, N, H] after each row's own last step.
+        [y, h_n, ...] (LSTM: [y, h_n, c_n]): y [T, N, D*H] (or packed rows [sum(batch_sizes), D*H],
+        H being the width of h) of the last layer; states [L*D, N, width] after each row's own last
+        step.
 
     Raises:
-        ValueError: unknown cell, or a number of weights or states that does not fit it.
+        ValueError: unknown cell, or a number of weights, states or sizes that does not fit it.
         RuntimeError: a sequence of no steps.
 
     Example:
@@ -137,9 +143,10 @@ def rnn(
     """
     directions = 2 if bidirectional else 1
     runs = num_layers * directions
-    per_run = _check(cell, x, h0, weights, batch_sizes, runs)
+    cell = _declaration(cell)
+    names = _check(cell, x, h0, weights, batch_sizes, runs, sizes)
     # Padded input is packed input with N rows at every step.
-    sizes = [x.size(1)] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
+    alive = [x.size(1)] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
     rows = x.flatten(0, 1) if batch_sizes is None else x
     finals: list[tuple[Tensor, ...]] = []
     with _without_autocast(x.device.type):
@@ -149,13 +156,15 @@ def rnn(
             outputs = []
             for direction in range(directions):
                 k = layer * directions + direction
-                w = weights[k * per_run : (k + 1) * per_run]
+                w = dict(zip(names, weights[k * len(names) : (k + 1) * len(names)], strict=True))
+                numbers = cell.size_values(w["weight_ih"].size(0) // cell.gate_count, sizes)
                 if h0:
                     states = tuple(s[k] for s in h0)
                 else:
-                    zeros = rows.new_zeros(sizes[0], w[1].size(1))
-                    states = (zeros,) * CELLS[cell].states
-                y, states = _scan(CELLS[cell].step, rows, sizes, states, w, reverse=direction == 1)
+                    widths = cell.state_widths(numbers)
+                    states = tuple(rows.new_zeros(alive[0], width) for width in widths)
+                noise = _noise_steps(cell, seed, k, rows, alive, numbers)
+                y, states = _scan(cell, rows, alive, states, w, numbers, noise, direction == 1)
                 outputs.append(y)
                 finals.append(states)
             rows = torch.cat(outputs, -1) if bidirectional else outputs[0]
@@ -164,31 +173,99 @@ def rnn(
 
 
 def _scan(
-    step: Step,
+    cell: Declaration,
     rows: Tensor,
-    sizes: list[int],
+    alive: list[int],
     states: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
+    weights: dict[str, Tensor],
+    sizes: dict[str, int],
+    noise: Sequence[dict[str, Tensor]],
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction: rows [sum(sizes), C] -> y [sum(sizes), H], final states [N, H].
+    """One layer in one direction: rows [sum(alive), C] -> y [sum(alive), H], final states [N, H].
 
-    The states carry all N rows, of which step t updates the first sizes[t]. Forward in time, the
+    The states carry all N rows, of which step t updates the first alive[t]. Forward in time, the
     others have ended and hold their final state; in reverse, they have not begun and hold their
     initial one.
     """
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:] if len(weights) > 2 else (None, None)
-    steps = list(zip(torch.split(linear(rows, w_ih, b_ih), sizes), sizes, strict=True))
+    hidden, summed, apart = sizes["hidden_size"], len(cell.gates), len(cell.apart_gates)
+    # The summed gates stay together until they are added.
+    widths = [summed * hidden] + [hidden] * (apart + len(cell.input_gates))
+    names_x = [*(f"{name}_x" for name in cell.apart_gates), *cell.input_gates]
+    names_h = [f"{name}_h" for name in cell.apart_gates]
+    product = _recurrent_product(cell, weights, sizes)
+    values: dict[str, Any] = {
+        **sizes,
+        **cell.constants,
+        **{name: weights[f"weight_{name}"] for name in cell.matrices},
+        **{name: weights[name] for name in cell.params},
+    }
+    x_parts = linear(rows, weights["weight_ih"], weights.get("bias_ih")).split(widths, -1)
+    x_steps = list(zip(*(part.split(alive) for part in x_parts), strict=True))
     outputs = []
-    for x, n in reversed(steps) if reverse else steps:
-        now = tuple(s[:n] for s in states)
-        new = step(x, linear(now[0], w_hh, b_hh), now)
+    times = range(len(alive))
+    for t in reversed(times) if reverse else times:
+        n = alive[t]
+        now = states if n == alive[0] else tuple(s[:n] for s in states)
+        x, *x_apart = x_steps[t]
+        values.update(zip(cell.states, now, strict=True))
+        values.update(zip(names_x, x_apart, strict=True))
+        values.update(noise[t])
+        if product is not None:
+            r = product(now[0])
+            if apart:
+                r, *r_apart = r.split(widths[: 1 + apart], -1)
+                values.update(zip(names_h, r_apart, strict=True))
+            if summed:
+                values.update(zip(cell.gates, (x + r).chunk(summed, -1), strict=True))
+        new = cell.call(values)
         outputs.append(new[0])
-        if n < sizes[0]:
+        if n < alive[0]:
             new = tuple(torch.cat((a, s[n:])) for a, s in zip(new, states, strict=True))
         states = new
     return torch.cat(outputs[::-1] if reverse else outputs), states
+
+
+def _recurrent_product(
+    cell: Declaration, weights: dict[str, Tensor], sizes: dict[str, int]
+) -> Callable[[Tensor], Tensor] | None:
+    """The function h [n, H] -> W_hh h + b_hh [n, R*H]; None where no gate sees h."""
+    if cell.recurrent_gate_count == 0:
+        return None
+    w, b = weights["weight_hh"], weights.get("bias_hh")
+    width = cell.state_widths(sizes)[0]
+    if w.size(1) == width:
+        return lambda h: linear(h, w, b)
+    # K heads of U units: the rows of W_hh are [R, K, U], and each head multiplies its own part.
+    units = w.size(1)
+    gates, heads = cell.recurrent_gate_count, width // units
+    blocks = w.unflatten(0, (gates, heads, units)).permute(1, 3, 0, 2).flatten(2)  # [K, U, R*U]
+
+    def product(h: Tensor) -> Tensor:
+        parts = h.unflatten(1, (heads, units)).transpose(0, 1) @ blocks  # [K, n, R*U]
+        r = parts.unflatten(2, (gates, units)).permute(1, 2, 0, 3).flatten(1)
+        return r if b is None else r + b
+
+    return product
+
+
+def _noise_steps(
+    cell: Declaration,
+    seed: Tensor | None,
+    place: int,
+    rows: Tensor,
+    alive: list[int],
+    sizes: dict[str, int],
+) -> list[dict[str, Tensor]]:
+    """The cell's noise at each step, by name: [alive[t], width]."""
+    steps: list[dict[str, Tensor]] = [{} for _ in alive]
+    for number, (name, noise) in enumerate(cell.noise.items()):
+        width, count = width_of(noise.size, sizes), len(rows) if noise.per == "step" else alive[0]
+        values = noise_values(noise, number, seed, place, count, width, rows)
+        parts = values.split(alive) if noise.per == "step" else [values[:n] for n in alive]
+        for step, part in zip(steps, parts, strict=True):
+            step[name] = part
+    return steps
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -197,90 +274,39 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def _declaration(cell: str | Declaration) -> Declaration:
+    if isinstance(cell, Declaration):
+        return cell
+    if cell not in CELLS:
+        raise ValueError(f"unknown cell {cell!r}: expected one of {', '.join(CELLS)}")
+    return CELLS[cell]
+
+
 def _check(
-    cell: str,
+    cell: Declaration,
     x: Tensor,
     h0: Sequence[Tensor],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     runs: int,
-) -> int:
-    """Refuse what the loop would misread; return how many weights one layer's direction has."""
-    if cell not in CELLS:
-        raise ValueError(f"unknown cell {cell!r}: expected one of {', '.join(CELLS)}")
-    if len(weights) not in (2 * runs, 4 * runs):
+    sizes: Sequence[int],
+) -> list[str]:
+    """Refuse what the loop would misread; return the names of one direction's weights."""
+    plain, biased = cell.weight_names(bias=False), cell.weight_names(bias=True)
+    if len(weights) not in (len(plain) * runs, len(biased) * runs):
         raise ValueError(
-            f"got {len(weights)} weights for {runs} layers times directions: expected {2 * runs} "
-            f"(W_ih, W_hh) or {4 * runs} (W_ih, W_hh, b_ih, b_hh)"
+            f"got {len(weights)} weights for {runs} layers times directions of {cell.name}: "
+            f"expected {len(plain) * runs} ({', '.join(plain)}) or {len(biased) * runs} "
+            f"({', '.join(biased)})"
         )
-    if len(h0) not in (0, CELLS[cell].states):
+    if len(h0) not in (0, len(cell.states)):
         raise ValueError(
-            f"got {len(h0)} initial states: {cell} expects none or {CELLS[cell].states}"
+            f"got {len(h0)} initial states: {cell.name} expects none or {len(cell.states)}"
+        )
+    if len(sizes) != len(cell.sizes):
+        raise ValueError(
+            f"got {len(sizes)} sizes: {cell.name} expects {len(cell.sizes)} ({listed(cell.sizes)})"
         )
     if (x if batch_sizes is None else batch_sizes).size(0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    return len(weights) // runs
-
-
-_WORD = 0xFFFFFFFF
-
-
-def _philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011): counter of four words, key of two -> four.
-
-    Words of 32 bits are int64 tensors that broadcast. A product of two may wrap int64; its 64 bits
-    are right all the same, and the masks remove the sign that the shift brings in.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1 = ((b >> 32) & _WORD) ^ c1 ^ k0, b & _WORD
-        c2, c3 = ((a >> 32) & _WORD) ^ c3 ^ k1, a & _WORD
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    return c0, c1, c2, c3
-
-
-def dropout_bits(
-    seed: Tensor, layer: int, count: int, device: torch.device | None = None
-) -> Tensor:
-    """The random words of a layer's dropout mask: int64 [count], each in 0 .. 2**32 - 1.
-
-    Word number `index` depends on (seed, layer, index) alone, so that kernels and reference draw
-    the same mask in any order and with any number of threads:
-
-        philox(counter = (index//4 mod 2**32, index//4 >> 32, layer, 0),
-               key = (seed mod 2**32, seed >> 32))[index % 4]
-
-    Args:
-        seed: int64 tensor of one element.
-        layer: 0 for the output of the first layer.
-        count: number of words.
-        device: where to compute; default that of the seed.
-
-    Example:
-        >>> [hex(word) for word in dropout_bits(torch.tensor(0), 0, 4).tolist()]
-        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
-    """
-    seed = seed.reshape(()).to(device=device)
-    block = torch.arange((count + 3) // 4, device=seed.device)
-    zero = torch.zeros_like(block)
-    counter = (block & _WORD, block >> 32, zero + layer, zero)
-    words = _philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
-    return torch.stack(words, -1).flatten()[:count]
-
-
-def apply_dropout(x: Tensor, p: float, seed: Tensor, layer: int) -> Tensor:
-    """Zero elements of x [rows, width] with probability p and scale the others by 1 / (1 - p).
-
-    Srivastava et al. 2014. The element at (row, column) is kept iff its word in `dropout_bits`,
-    number row * width + column, is at least floor(p * 2**32); p = 1 gives zeros.
-
-    Example:
-        >>> apply_dropout(torch.ones(2, 3), 0.5, torch.tensor(5), 0)
-        tensor([[2., 0., 2.],
-                [2., 0., 0.]])
-    """
-    keep = dropout_bits(seed, layer, x.numel(), x.device) >= int(p * 2**32)
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return torch.where(keep.view(x.shape), x * scale, 0.0)
+    return plain if len(weights) == len(plain) * runs else biased

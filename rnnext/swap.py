@@ -34,9 +34,9 @@ def swap(model: M) -> M:
     optimizers, hooks, train/eval mode, dtype, device and shared weights are what they were. The
     model itself may be such a module. Swapping twice does nothing more.
 
-    What can't be swapped is named in one warning, with the reason, and left alone: a layer with
-    projections, a subclass (its own methods would be lost), a module whose forward was replaced,
-    a parametrized one, and TorchScript's and quantized ones.
+    What can't be swapped is named in one warning, with the reason, and left alone: a subclass (its
+    own methods would be lost), a module whose forward was replaced, a parametrized one, and
+    TorchScript's and quantized ones.
 
     Args:
         model: any module.
@@ -101,6 +101,4 @@ def _obstacle(module: nn.Module, table: Table) -> str | None:
         return f"{kind.__qualname__} is a subclass of {base.__name__}, whose methods would be lost"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
-    if getattr(module, "proj_size", 0):
-        return f"proj_size={module.proj_size}: projections are not supported yet"
     return None

@@ -10,9 +10,7 @@ from torch import Tensor
 from rnnext import reference
 
 NN_CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")  # those that torch.nn has too
-CELLS = NN_CELLS
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-STATES = {"LSTM": ("h", "c"), "GRU": ("h",), "RNN_TANH": ("h",), "RNN_RELU": ("h",)}
+CELLS = (*NN_CELLS, "LSTM_PROJ")
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,15 @@ class Case:
     h0: bool = True
     lengths: tuple[int, ...] = ()
     dropout: float = 0.0
+    sizes: tuple[int, ...] = ()  # of the cell; those that it has beyond these are H // 2 + 1
+    heads: int = 1
 
     def __str__(self) -> str:
         parts = [f"T{self.T}-N{self.N}-C{self.C}-H{self.H}-L{self.L}-D{self.D}"]
         parts += [word for word, said in (("nobias", not self.bias), ("noh0", not self.h0)) if said]
         parts += ["packed"] if self.lengths else []
         parts += [f"dropout{self.dropout}"] if self.dropout else []
+        parts += [f"heads{self.heads}"] if self.heads > 1 else []
         return "-".join(parts)
 
 
@@ -79,32 +80,39 @@ class Data:
             return torch.randn(shape, generator=generator, dtype=torch.float64)
 
         self.cell, self.case = cell, case
+        self.declaration = reference.CELLS[cell]
+        random = case.dropout > 0 or self.declaration.noise
+        self.seed = torch.tensor(1234567890123) if random else None
         self.batch_sizes: Tensor | None = None
         rows = (case.T, case.N)
         if case.lengths:
             alive = [sum(n > t for n in case.lengths) for t in range(case.T)]
             self.batch_sizes = torch.tensor(alive)
             rows = (sum(alive),)
+        missing = len(self.declaration.sizes) - len(case.sizes)
+        self.sizes = (*case.sizes, *[case.H // 2 + 1] * missing)
+        sizes = self.declaration.size_values(case.H, self.sizes)
+        widths = self.declaration.state_widths(sizes)
         self.x = draw(*rows, case.C)
-        states = (case.L * case.D, case.N, case.H)
-        self.h0 = [draw(*states) for _ in STATES[cell]] if case.h0 else []
+        states = [(case.L * case.D, case.N, width) for width in widths]
+        self.h0 = [draw(*shape) for shape in states] if case.h0 else []
         self.weights = []
         for layer in range(case.L):
+            columns = case.C if layer == 0 else case.D * widths[0]
+            shapes = self.declaration.weight_shapes(case.bias, columns, sizes, case.heads)
             for _ in range(case.D):
-                columns = case.C if layer == 0 else case.D * case.H
-                shapes = [(GATES[cell] * case.H, columns), (GATES[cell] * case.H, case.H)]
-                shapes += [(GATES[cell] * case.H,)] * 2 if case.bias else []
                 self.weights += [draw(*shape) / (2 * case.H**0.5) for shape in shapes]
-        self.grads = [draw(*rows, case.D * case.H), *(draw(*states) for _ in STATES[cell])]
+        self.grads = [draw(*rows, case.D * widths[0]), *(draw(*shape) for shape in states)]
 
     @property
     def options(self) -> dict:
         return {
             "batch_sizes": self.batch_sizes,
-            "seed": torch.tensor(1234567890123) if self.case.dropout else None,
+            "seed": self.seed,
             "num_layers": self.case.L,
             "bidirectional": self.case.D == 2,
             "dropout": self.case.dropout,
+            "sizes": self.sizes,
         }
 
     @property
@@ -114,13 +122,15 @@ class Data:
     @property
     def names(self) -> list[str]:
         """Names of the outputs, then of the gradients of every input."""
-        outputs = ["y", *(f"{s}_n" for s in STATES[self.cell])]
+        states = self.declaration.states
         weights = []
-        kinds = ("W_ih", "W_hh", "b_ih", "b_hh")[: 4 if self.case.bias else 2]
         for layer in range(self.case.L):
             for direction in range(self.case.D):
-                weights += [f"d{kind}_l{layer}{'_reverse' * direction}" for kind in kinds]
-        return [*outputs, "dx", *(f"d{s}0" for s in STATES[self.cell] if self.case.h0), *weights]
+                suffix = f"_l{layer}{'_reverse' * direction}"
+                names = self.declaration.weight_names(self.case.bias)
+                weights += [f"d{name}{suffix}" for name in names]
+        initial = [f"d{s}0" for s in states] if self.case.h0 else []
+        return ["y", *(f"{s}_n" for s in states), "dx", *initial, *weights]
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
         tensors = [self.x, *self.h0, *self.weights]
@@ -134,7 +144,9 @@ class Data:
         """Every output and every gradient of `function`, which has the signature of `ops.rnn`."""
         inputs = self.inputs(dtype)
         outputs = function(self.cell, *self.split(inputs), **self.options)
-        grads = torch.autograd.grad(outputs, inputs, [g.to(dtype) for g in self.grads])
+        given = [g.to(dtype) for g in self.grads]
+        # A cell need not see all of its states.
+        grads = torch.autograd.grad(outputs, inputs, given, materialize_grads=True)
         results = [*outputs, *grads]
         return {n: r.detach() for n, r in zip(self.names, results, strict=True)}
 
@@ -154,7 +166,7 @@ def torch_nn(cell: str, x, h0, weights, *, batch_sizes, num_layers, bidirectiona
     if not h0:
         batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
         zeros = x.new_zeros(num_layers * directions, batch, hidden)
-        h0 = [zeros] * len(STATES[cell])
+        h0 = [zeros] * (2 if cell == "LSTM" else 1)
     state = list(h0) if cell == "LSTM" else h0[0]
     options = (weights, bias, num_layers, 0.0, True, bidirectional)
     if batch_sizes is None:

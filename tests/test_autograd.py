@@ -29,10 +29,7 @@ def test_gradcheck(cell: str, case: Case) -> None:
     assert torch.autograd.gradcheck(function, data.inputs(torch.float64))
 
 
-@cells
-@small
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(cell: str, case: Case, dtype: torch.dtype) -> None:
+def check_op(cell: str, case: Case, dtype: torch.dtype) -> None:
     data = Data(cell, case)
     inputs = data.inputs(dtype)
     x, h0, weights = data.split(inputs)
@@ -65,6 +62,13 @@ def test_opcheck(cell: str, case: Case, dtype: torch.dtype) -> None:
         (grads, y, saved, *arguments, mask),
         test_utils=checks,
     )
+
+
+@cells
+@small
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(cell: str, case: Case, dtype: torch.dtype) -> None:
+    check_op(cell, case, dtype)
 
 
 @cells
@@ -137,13 +141,14 @@ def test_saved_tensors_may_not_be_changed_before_backward() -> None:
 
 
 @cells
-def test_double_backward_says_that_it_is_not_there(cell: str) -> None:
-    data = Data(cell, Case(T=3, N=2, C=2, H=3))
-    inputs = data.inputs(torch.float64)
-    outputs = ops.rnn(cell, *data.split(inputs), **data.options)
-    (dx,) = torch.autograd.grad(outputs[0].sum(), inputs[:1], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"rnnext\.unswap"):
-        dx.sum().backward()
+@small
+def test_gradgradcheck(cell: str, case: Case) -> None:
+    data = Data(cell, case)
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ops.rnn(cell, *data.split(list(inputs)), **data.options))
+
+    assert torch.autograd.gradgradcheck(function, data.inputs(torch.float64))
 
 
 def test_inference_mode_and_no_grad() -> None:

@@ -245,11 +245,6 @@ def test_constructor_errors_and_warnings_are_nns(name: str) -> None:
         ours(C, H, layers=2)
 
 
-def test_projections_are_refused_with_advice() -> None:
-    with pytest.raises(NotImplementedError, match=r"proj_size=1: .* keep torch.nn.LSTM"):
-        rnnext.LSTM(C, H, proj_size=1)
-
-
 def round_trip_pickle(module: nn.Module) -> Any:
     return pickle.loads(pickle.dumps(module))
 

@@ -1,6 +1,6 @@
 """torch's own module database (what its test suite runs for nn.LSTM and the like), on our classes.
 
-Left out: LSTM samples with proj_size, which are refused, and what needs a second device.
+Left out: what needs a second device.
 """
 
 import pickle
@@ -59,10 +59,6 @@ def samples(
     found = []
     for sample in inputs:
         args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
-        if kwargs.get("proj_size", 0) > 0:
-            with pytest.raises(NotImplementedError, match="proj_size=2"):
-                rnnext.LSTM(*args, **kwargs)
-            continue
         pair = []
         for package in (rnnext, nn):
             torch.manual_seed(0)

@@ -78,6 +78,17 @@ def test_a_swapped_model_computes_and_learns_the_same() -> None:
     assert classes(ours) == classes(theirs)
 
 
+def test_a_layer_with_projections_is_swapped_and_back() -> None:
+    theirs = nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2, dtype=torch.float64)
+    ours = rnnext.swap(copy.deepcopy(theirs))
+    assert type(ours) is rnnext.LSTM
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    y, (h_n, c_n) = ours(x)
+    expected, (h, c) = theirs(x)
+    for a, b in ((y, expected), (h_n, h), (c_n, c), (rnnext.unswap(ours)(x)[0], expected)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_optimizer_hooks_dtype_and_state_dict_survive() -> None:
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -142,7 +153,6 @@ def stubborn() -> nn.Module:
     replaced.forward = lambda x: x  # type: ignore[method-assign]
     return nn.ModuleDict(
         {
-            "projected": nn.LSTM(3, 4, proj_size=2),
             "subclass": Quiet(3, 4),
             "parametrized": parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"),
             "replaced": replaced,
@@ -165,7 +175,6 @@ def test_what_cannot_be_swapped_is_named_in_one_warning_and_left_alone() -> None
     lines = str(warning.message).splitlines()[1:]
     reasons = dict(line.strip().split(": ", 1) for line in lines)
     expected = {
-        "projected": "proj_size=2: projections are not supported yet",
         "subclass": "Quiet is a subclass of LSTM, whose methods would be lost",
         "parametrized": "parametrized; swap before parametrizing",
         "replaced": "its forward was replaced on the instance",

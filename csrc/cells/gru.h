@@ -11,32 +11,30 @@
 namespace rnnext::RNNEXT_ISA {
 
 struct GRU {
-  static constexpr CellShape shape{.name = "GRU", .summed = 2, .apart = 1, .states = 1, .saved = 4};
-  enum Slot { R, Z, XN, RN };
+  static constexpr CellShape shape{.name = "GRU", .summed = 2, .apart = 1, .saved = {4}};
+  enum Gate { R, Z, N };
   enum Saved { SR, SZ, SN, SRN };
 
-  template <class V>
-  RNNEXT_INLINE static void forward(const V* a, const V* state, V* next, V* saved) {
-    V r = sigmoid(a[R]);
-    V z = sigmoid(a[Z]);
-    V n = tanh(a[XN] + r * a[RN]);
-    next[0] = n + z * (state[0] - n);
-    saved[SR] = r;
-    saved[SZ] = z;
-    saved[SN] = n;
-    saved[SRN] = a[RN];
+  template <int, class U>
+  RNNEXT_INLINE static void forward(U& u) {
+    const auto r = sigmoid(u.a(R)), z = sigmoid(u.a(Z)), r_n = u.r(N);
+    const auto n = tanh(u.x(N) + r * r_n);
+    u.next(0, n + z * (u.state(0) - n));
+    u.save(SR, r);
+    u.save(SZ, z);
+    u.save(SN, n);
+    u.save(SRN, r_n);
   }
 
-  template <class V>
-  RNNEXT_INLINE static void backward(const V* saved, const V* state, const V*, const V* dnext, V* dstate, V* da) {
-    V r = saved[SR], z = saved[SZ], n = saved[SN];
-    V dh = dnext[0];
-    V da_n = dh * (V(1) - z) * (V(1) - n * n);
-    da[R] = da_n * saved[SRN] * r * (V(1) - r);
-    da[Z] = dh * (state[0] - n) * z * (V(1) - z);
-    da[XN] = da_n;
-    da[RN] = da_n * r;
-    dstate[0] = dh * z;
+  template <int, class U, class V = typename U::V>
+  RNNEXT_INLINE static void backward(U& u) {
+    const V r = u.saved(SR), z = u.saved(SZ), n = u.saved(SN), dh = u.dnext(0);
+    const V da_n = dh * (V(1) - z) * (V(1) - n * n);
+    u.da(R, da_n * u.saved(SRN) * r * (V(1) - r));
+    u.da(Z, dh * (u.state(0) - n) * z * (V(1) - z));
+    u.dx(N, da_n);
+    u.dr(N, da_n * r);
+    u.dstate(0, dh * z);
   }
 };
 

@@ -9,33 +9,34 @@
 namespace rnnext::RNNEXT_ISA {
 
 struct RNNTanh {
-  static constexpr CellShape shape{.name = "RNN_TANH", .summed = 1, .apart = 0, .states = 1, .saved = 0};
+  static constexpr CellShape shape{.name = "RNN_TANH", .summed = 1};
 
-  template <class V>
-  RNNEXT_INLINE static void forward(const V* a, const V*, V* next, V*) {
-    next[0] = tanh(a[0]);
+  template <int, class U>
+  RNNEXT_INLINE static void forward(U& u) {
+    u.next(0, tanh(u.a(0)));
   }
 
-  template <class V>
-  RNNEXT_INLINE static void backward(const V*, const V*, const V* next, const V* dnext, V* dstate, V* da) {
-    da[0] = dnext[0] * (V(1) - next[0] * next[0]);
-    dstate[0] = V(0);
+  template <int, class U, class V = typename U::V>
+  RNNEXT_INLINE static void backward(U& u) {
+    const V h = u.next(0);
+    u.da(0, u.dnext(0) * (V(1) - h * h));
+    u.dstate(0, V(0));
   }
 };
 
 struct RNNRelu {
-  static constexpr CellShape shape{.name = "RNN_RELU", .summed = 1, .apart = 0, .states = 1, .saved = 0};
+  static constexpr CellShape shape{.name = "RNN_RELU", .summed = 1};
 
-  template <class V>
-  RNNEXT_INLINE static void forward(const V* a, const V*, V* next, V*) {
-    next[0] = relu(a[0]);
+  template <int, class U>
+  RNNEXT_INLINE static void forward(U& u) {
+    u.next(0, relu(u.a(0)));
   }
 
   // As torch's: zero where the output is zero or less, and a NaN output hands the gradient on.
-  template <class V>
-  RNNEXT_INLINE static void backward(const V*, const V*, const V* next, const V* dnext, V* dstate, V* da) {
-    da[0] = select(next[0] <= V(0), V(0), dnext[0]);
-    dstate[0] = V(0);
+  template <int, class U, class V = typename U::V>
+  RNNEXT_INLINE static void backward(U& u) {
+    u.da(0, select(u.next(0) <= V(0), V(0), u.dnext(0)));
+    u.dstate(0, V(0));
   }
 };
 

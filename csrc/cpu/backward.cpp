@@ -1,54 +1,133 @@
-#include "cpu/gemm.h"
-#include "cpu/kernels.h"
-#include "cpu/partition.h"
+#include "cpu/products.h"
 #include "cpu/scan.h"
-#include "cpu/workspace.h"
+#include "cpu/weight_gradients.h"
 #include "engine/scan.h"
 
 namespace rnnext::cpu {
 namespace {
 
-// Rows of a block, rounded up: to a power of two, then to a multiple of 64. The products that sum over rows then have
-// few distinct depths. Zeros fill the rest.
-int64_t padded(int64_t rows) {
-  int64_t depth = 1;
-  while (depth < 64 && depth < rows) depth *= 2;
-  return (rows + depth - 1) / depth * depth;
-}
+// The gradient of the operand of a product in a step: target (+)= gradient * matrix[depths, :].
+template <class T>
+struct StepProduct {
+  int before;  // the stage that it precedes; the number of stages: after the last one
+  const RightMatrix<T>* matrix;
+  Range depths;
+  int64_t gradient;  // column of the product's result among the gradients
+  Rows<T> target;    // [N, from]
+  bool accumulate;
+};
 
 // What the threads of a team share.
 template <class T>
 struct Shared {
   const ScanBackward<T>& p;
-  const CellShape& cell = p.cell->shape;
-  const int64_t columns = cell.gates() * p.H;
-  const int64_t slots = cell.slots() * p.H;
+  const Shape& shape = p.shape;
+  const CellShape& cell = *shape.cell;
+  const bool pack = p.steps.total() >= kWorthPacking;
   Partition partition;
-  RightMatrix<T> w_ih, w_hh;
+  WeightMatrices<T> weights;
+  std::vector<StepProduct<T>> products;
+  Layout value_layout, operand_layout;
+  WeightGradients<T> weight_gradients;
   Workspace<T> workspace;
-  T *zeros, *da, *w_ih_buffer, *w_hh_buffer;
-  T *x_panels, *h_panels;  // [panel][padded rows][width]: a block's inputs, and the states before its steps
-  T* da_transposed;        // [thread][kRowChunk][padded rows]
+  T *zeros, *gradients, *values, *operands, *totals, *noise[kMaxNoise];
 
   Shared(const ScanBackward<T>& params, int threads)
       : p(params),
-        partition(cpu::partition(threads, p.steps, p.H, columns, sizeof(T))),
-        w_ih(columns, {{0, p.C}}, p.steps.total() >= kWorthPacking),
-        w_hh(columns, partition.by_units ? partition.parts : std::vector<Range>{{0, p.H}},
-             p.steps.total() >= kWorthPacking) {
-    const int64_t rows = p.steps.most_rows_in_a_block();
-    workspace.add(&zeros, p.H);
-    workspace.add(&da, rows * slots);
-    workspace.add(&w_ih_buffer, p.dx ? w_ih.buffer_size() : 0);
-    workspace.add(&w_hh_buffer, w_hh.buffer_size());
-    workspace.add(&x_panels, p.dw_ih ? padded(rows) * p.C : 0);
-    workspace.add(&h_panels, p.dw_hh ? padded(rows) * p.H : 0);
-    workspace.add(&da_transposed, p.wants_weights() ? threads * kRowChunk * padded(rows) : 0);
+        partition(cpu::partition(threads, p.steps, shape.H(), shape.recurrent_columns(), sizeof(T))),
+        weights{.transposed = false},
+        weight_gradients(params, threads) {
+    const int64_t rows = p.steps.most_rows_in_a_block(), N = p.steps.N;
+    int64_t widest = 1;
+    for (int k = 0; k < cell.all_states(); ++k) widest = std::max(widest, shape.state_width(k));
+    shape.add(value_layout, cell.back_values);
+    for (int s = 0; s < cell.streams; ++s) {
+      for (int k = 0; k < cell.products; ++k) operand_layout.add(shape.width(cell.product[k].from));
+    }
+    workspace.add(&zeros, widest);
+    workspace.add(&gradients, rows * shape.gradients.columns);
+    workspace.add(&values, N * value_layout.columns);
+    workspace.add(&operands, N * operand_layout.columns);
+    workspace.add(&totals, N * cell.back_totals());
+    for (int k = 0; k < cell.noises; ++k) workspace.add(&noise[k], rows * shape.width(cell.noise[k].width));
+    add_weights();
+    weights.add_buffers(workspace);
+    weight_gradients.add_buffers(workspace);
     workspace.allocate();
-    std::fill_n(zeros, p.H, T(0));
+    list_products();
+    std::fill_n(zeros, widest, T(0));
   }
 
-  int64_t parts() const { return partition.parts.size(); }
+  // The first column of gradient k of a stream.
+  int64_t column(int stream, int k) const { return shape.gradients.offset[stream * cell.gradients() + k]; }
+
+ private:
+  std::vector<Range> pieces(int64_t width) const {
+    if (!partition.by_units) return {{0, width}};
+    std::vector<Range> result;
+    for (int64_t part = 0; part < partition.parts; ++part) result.push_back(partition.units(width, part));
+    return result;
+  }
+
+  void add_weights() {
+    for (int s = 0; s < cell.streams; ++s) {
+      const Weights<const T>& w = p.w[s];
+      if (p.dx[0]) weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, pack}, {w.w_ih, shape.C}});
+      if (cell.recurrent_gates()) {
+        const int64_t from = shape.head_width();
+        weights.hh.push_back({{shape.recurrent_columns(), pieces(from), pack}, {w.w_hh, from}});
+      }
+      for (int m = 0; m < cell.matrices; ++m) {
+        const Product& product = product_with(cell, m);
+        const int64_t from = shape.width(product.from);
+        weights.own.push_back({{shape.width(product.to), pieces(from), pack}, {w.matrix[m], from}});
+      }
+    }
+  }
+
+  // Of two streams, the result's gradient G and its tangent's Gt give W^T G + dW^T Gt to h, and W^T Gt to dh.
+  void list_products() {
+    for (int target = 0; target < cell.streams; ++target) {
+      for (int source = target; source < cell.streams; ++source) {
+        const int w = source - target;
+        if (cell.recurrent_gates()) list_recurrent(target, source, &weights.hh[w].matrix);
+        for (int k = 0; k < cell.products; ++k) {
+          const Product& product = cell.product[k];
+          const bool of_state = product.state >= 0;
+          const Rows<T> into =
+              of_state ? state(target * cell.states.count + product.state)
+                       : Rows<T>{operands + operand_layout.offset[target * cell.products + k], operand_layout.columns};
+          products.push_back({of_state ? cell.backward_stages : product.returns,
+                              &weights.own[w * cell.matrices + product.matrix].matrix,
+                              {0, shape.width(product.to)},
+                              column(source, cell.slots() + k),
+                              into,
+                              of_state || source != target});
+        }
+      }
+    }
+  }
+
+  // The recurrent part's slots are the summed ones and the last ones; of a block of W_hh, a part of each.
+  void list_recurrent(int target, int source, const RightMatrix<T>* matrix) {
+    const int64_t H = shape.H(), block = H / shape.heads;
+    const Rows<T> dh = state(target * cell.states.count);
+    const auto list = [&](int first_gate, int last_gate, int slot) {
+      const int64_t begin = first_gate * H, end = last_gate * H, step = shape.heads == 1 ? end - begin : block;
+      for (int64_t i = begin; i < end; i += step) {
+        products.push_back({cell.backward_stages,
+                            matrix,
+                            {i, i + step},
+                            column(source, slot) + i - begin,
+                            dh.from(0, shape.heads == 1 ? 0 : i % H / block * shape.head_width()),
+                            true});
+      }
+    };
+    list(0, cell.summed, 0);
+    list(cell.summed, cell.recurrent_gates(), cell.gates());
+  }
+
+  Rows<T> state(int k) const { return {p.dstate[k], shape.state_width(k)}; }
 };
 
 // One thread's view of the scan: the pieces of work that engine/scan.h asks for.
@@ -58,166 +137,119 @@ class Backward {
   Backward(Shared<T>& shared, const Team& team) : s_(shared), p_(shared.p), team_(team) {}
 
   void begin() {
-    if (p_.dx) s_.w_ih.pack(team_, p_.w_ih, false, s_.w_ih_buffer);
-    s_.w_hh.pack(team_, p_.w_hh, false, s_.w_hh_buffer);
+    s_.weights.pack(team_);
+    team_.sync();
+  }
+
+  void begin_block(int64_t block) {
+    first_row_ = p_.steps.rows_of(block).begin;
+    if (s_.cell.noises) {
+      draw_noise(team_, p_, block, s_.noise);
+      team_.sync();
+    }
   }
 
   void step(int64_t t) {
-    first_row_ = p_.steps.rows_of(t / p_.steps.block).begin;
-    const int64_t alive = p_.steps.rows(t);
-    if (s_.partition.by_units) {
-      team_.each(s_.parts(), [&](int64_t part) { pointwise(t, {0, alive}, s_.partition.parts[part]); });
-      team_.sync();
-      team_.each(s_.parts(), [&](int64_t part) { product(t, {0, alive}, part); });
-    } else {
-      team_.each(s_.parts(), [&](int64_t part) {
-        const Range sequences = s_.partition.parts[part].below(alive);
-        pointwise(t, sequences, {0, p_.H});
-        product(t, sequences, 0);
+    const Partition& partition = s_.partition;
+    const Range alive{0, p_.steps.rows(t)};
+    const int stages = s_.cell.backward_stages;
+    if (!partition.by_units) {
+      team_.each(partition.parts, [&](int64_t part) {
+        const Range sequences = partition.sequences[part].below(alive.end);
+        for (int i = 0; i < stages; ++i) {
+          products(i, t, sequences, 0);
+          stage(i, t, sequences, {0, width_of(i)});
+        }
+        products(stages, t, sequences, 0);
       });
+      return;
     }
+    for (int i = 0; i < stages; ++i) {
+      if (i > 0) {
+        team_.each(partition.parts, [&](int64_t part) { products(i, t, alive, part); });
+        team_.sync();
+      }
+      team_.each(partition.parts, [&](int64_t part) {
+        if (s_.cell.backward[i].needs_whole_rows()) {
+          stage(i, t, share_of(alive, part, partition.parts), {0, width_of(i)});
+        } else {
+          stage(i, t, alive, partition.units(width_of(i), part));
+        }
+      });
+      team_.sync();
+    }
+    // A part's units of h are its own in the next step, unless that begins with whole rows or blocks mix the units.
+    team_.each(partition.parts, [&](int64_t part) { products(stages, t, alive, part); });
+    if (s_.cell.backward[0].needs_whole_rows() || s_.shape.heads > 1) team_.sync();
   }
 
-  // dx = da_x W_ih
+  // dx = da_x W_ih; of two streams as in list_products.
   void input_gradient(int64_t block) {
-    team_.sync();  // da of the whole block is there
-    if (!p_.dx) return;
+    team_.sync();  // the gradients of the whole block are there
+    if (!p_.dx[0]) return;
     const Range rows = p_.steps.rows_of(block);
-    s_.w_ih.multiply(team_, rows.size(), Rows<const T>{s_.da, s_.slots}, p_.dx.from(rows.begin), p_.accumulate_dx);
+    for (int target = 0; target < s_.cell.streams; ++target) {
+      for (int source = target; source < s_.cell.streams; ++source) {
+        const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.shape.gradients.columns};
+        s_.weights.ih[source - target].matrix.multiply(team_, rows.size(), da, p_.dx[target].from(rows.begin),
+                                                       p_.accumulate_dx || source != target);
+      }
+    }
   }
 
-  // dW_ih += da_x^T x, dW_hh += da_r^T h, and the sums of da over rows for the biases.
   void weight_gradients(int64_t block, bool first) {
-    if (p_.wants_weights()) {
-      const Range rows = p_.steps.rows_of(block);
-      const int64_t depth = padded(rows.size());
-      pack_inputs(rows, depth);
-      pack_states(block, rows, depth);
-      team_.sync();
-      const int64_t summed = s_.cell.summed * p_.H, apart = s_.cell.apart * p_.H;
-      for_my_chunks({0, summed}, rows.size(), depth, [&](Range chunk, Rows<T> a) {
-        input_side(chunk, a, depth, first);
-        recurrent_side(chunk, a, depth, first);
-      });
-      for_my_chunks({summed, summed + apart}, rows.size(), depth,
-                    [&](Range chunk, Rows<T> a) { input_side(chunk, a, depth, first); });
-      for_my_chunks({summed + apart, summed + 2 * apart}, rows.size(), depth, [&](Range chunk, Rows<T> a) {
-        recurrent_side({chunk.begin - apart, chunk.end - apart}, a, depth, first);
-      });
-    }
-    team_.sync();  // da and the panels may be written again
+    s_.weight_gradients.add_block(team_, block, {s_.gradients, s_.shape.gradients.columns}, s_.zeros, first);
+    team_.sync();  // the gradients and the panels may be written again
   }
 
  private:
-  Rows<const T> sequences_of(const T* states, int64_t first, int64_t unit) const {
-    return states ? Rows<const T>{states, p_.H}.from(first, unit) : Rows<const T>{s_.zeros, 0};
+  int64_t width_of(int stage) const { return s_.shape.width(s_.cell.backward[stage].width); }
+
+  void products(int stage, int64_t t, Range sequences, int64_t part) const {
+    if (!sequences.size()) return;
+    const int64_t row = p_.steps.first(t) + sequences.begin - first_row_;
+    for (const StepProduct<T>& product : s_.products) {
+      if (product.before != stage || !product.depths.size()) continue;
+      const Rows<const T> gradient{s_.gradients, s_.shape.gradients.columns};
+      product.matrix->multiply(sequences.size(), gradient.from(row, product.gradient), product.depths,
+                               product.target.from(sequences.begin), product.accumulate, part, part + 1);
+    }
   }
 
   // Sequences that began before t find their last state among the outputs, the others at the initial state.
-  void pointwise(int64_t t, Range sequences, Range units) const {
+  void stage(int number, int64_t t, Range sequences, Range units) const {
     const int64_t continued = p_.steps.continued(t);
-    pointwise(t, sequences.below(continued), units, true);
-    pointwise(t, {std::max(sequences.begin, continued), sequences.end}, units, false);
+    stage(number, t, sequences.below(continued), units, true);
+    stage(number, t, {std::max(sequences.begin, continued), sequences.end}, units, false);
   }
 
-  void pointwise(int64_t t, Range sequences, Range units, bool continued) const {
+  void stage(int number, int64_t t, Range sequences, Range units, bool continued) const {
     if (!sequences.size() || !units.size()) return;
-    const int64_t row = p_.steps.first(t) + sequences.begin;
-    StepBackward<T> step{.rows = sequences.size(), .units = units.size(), .hidden = p_.H};
-    step.record = p_.record.from(row, units.begin);
-    step.next = p_.y.from(row, units.begin);
-    if (p_.dy) step.dy = p_.dy.from(row, units.begin);
-    for (int k = 0; k < s_.cell.states; ++k) {
-      if (continued) {
-        const int64_t before = p_.steps.first(p_.steps.previous(t)) + sequences.begin;
-        step.state[k] = k == 0 ? p_.y.from(before, units.begin)
-                               : p_.record.from(before, (s_.cell.saved + k - 1) * p_.H + units.begin);
-      } else {
-        step.state[k] = sequences_of(p_.h0[k], sequences.begin, units.begin);
-      }
-      step.dstate[k] = Rows<T>{p_.dstate[k], p_.H}.from(sequences.begin, units.begin);
+    const Shape& shape = s_.shape;
+    const int64_t n = sequences.begin, row = p_.steps.first(t) + n;
+    StepBackward<T> step;
+    step.rows = sequences.size(), step.begin = units.begin, step.end = units.end;
+    step.sizes = shape.sizes;
+    const T* params[kMaxParams];
+    step.param = params;
+    step.record = {p_.record.from(row), shape.record.offset};
+    for (int s = 0; s < s_.cell.streams; ++s) {
+      step.next[s] = p_.y[s].from(row);
+      if (p_.dy[s]) step.dy[s] = p_.dy[s].from(row);
+      for (int k = 0; k < s_.cell.params.count; ++k) params[s * s_.cell.params.count + k] = p_.w[s].param[k];
     }
-    step.da = Rows<T>{s_.da, s_.slots}.from(row - first_row_, units.begin);
-    p_.cell->backward(step);
-  }
-
-  // dh += da_r W_hh; the recurrent part's slots are the summed ones and the last ones.
-  void product(int64_t t, Range sequences, int64_t piece) const {
-    if (!sequences.size()) return;
-    const int64_t summed = s_.cell.summed * p_.H, apart = s_.cell.apart * p_.H;
-    const Rows<const T> da = Rows<const T>{s_.da, s_.slots}.from(p_.steps.first(t) + sequences.begin - first_row_);
-    const Rows<T> dh = Rows<T>{p_.dstate[0], p_.H}.from(sequences.begin);
-    if (summed) s_.w_hh.multiply(sequences.size(), da, {0, summed}, dh, true, piece, piece + 1);
-    if (apart) {
-      s_.w_hh.multiply(sequences.size(), da.from(0, summed + apart), {summed, summed + apart}, dh, true, piece,
-                       piece + 1);
+    for (int k = 0; k < s_.cell.noises; ++k) {
+      step.noise[k] = noise_rows(s_.cell.noise[k], shape, s_.noise[k]).from(row - first_row_);
     }
-  }
-
-  // Cuts row `k` of a [depth, columns] matrix into panels of [depth][width].
-  static void scatter(const T* row, int64_t k, int64_t columns, int64_t depth, T* panels) {
-    for (int64_t c = 0; c < columns; c += kPanelWidth) {
-      const int64_t width = std::min(kPanelWidth, columns - c);
-      T* target = panels + c * depth + k * width;
-      row ? std::copy_n(row + c, width, target) : std::fill_n(target, width, T(0));
+    for (int k = 0; k < s_.cell.all_states(); ++k) {
+      step.state[k] = states_before(p_, k, t, n, continued, s_.zeros);
+      step.dstate[k] = Rows<T>{p_.dstate[k], shape.state_width(k)}.from(n);
     }
-  }
-
-  void pack_inputs(Range rows, int64_t depth) const {
-    if (!p_.dw_ih) return;
-    const Range mine = team_.share(depth);
-    for (int64_t k = mine.begin; k < mine.end; ++k) {
-      scatter(k < rows.size() ? p_.x[rows.begin + k] : nullptr, k, p_.C, depth, s_.x_panels);
-    }
-  }
-
-  void pack_states(int64_t block, Range rows, int64_t depth) const {
-    if (!p_.dw_hh) return;
-    const Range mine = team_.share(depth), steps = p_.steps.steps_of(block);
-    for (int64_t t = steps.begin; t < steps.end; ++t) {
-      const int64_t first = p_.steps.first(t) - rows.begin, continued = p_.steps.continued(t);
-      const int64_t end = std::min(mine.end, first + p_.steps.rows(t));
-      for (int64_t k = std::max(mine.begin, first); k < end; ++k) {
-        const int64_t n = k - first;
-        const T* h = n < continued ? p_.y[p_.steps.first(p_.steps.previous(t)) + n] : sequences_of(p_.h0[0], n, 0).data;
-        scatter(h, k, p_.H, depth, s_.h_panels);
-      }
-    }
-    for (int64_t k = std::max(mine.begin, rows.size()); k < mine.end; ++k) {
-      scatter(nullptr, k, p_.H, depth, s_.h_panels);
-    }
-  }
-
-  // Hands out this thread's slots in chunks, each with da of the chunk transposed: [chunk, depth].
-  template <class Work>
-  void for_my_chunks(Range slots, int64_t rows, int64_t depth, Work work) const {
-    const Range mine = team_.share(slots.size(), kUnitGrain);
-    const Rows<T> a{s_.da_transposed + team_.rank * kRowChunk * padded(p_.steps.most_rows_in_a_block()), depth};
-    for (int64_t i = mine.begin; i < mine.end; i += kRowChunk) {
-      const Range chunk{slots.begin + i, slots.begin + std::min(mine.end, i + kRowChunk)};
-      kernels<T>().transpose(rows, chunk.size(), Rows<const T>{s_.da, s_.slots}.from(0, chunk.begin), a);
-      for (int64_t j = 0; j < chunk.size(); ++j) std::fill(a[j] + rows, a[j] + depth, T(0));
-      work(chunk, a);
-    }
-  }
-
-  void input_side(Range gates, Rows<const T> a, int64_t depth, bool first) const {
-    if (p_.dw_ih) accumulate(gates, a, depth, s_.x_panels, p_.C, p_.dw_ih, first);
-    if (p_.db_ih) kernels<T>().row_sums(gates.size(), depth, a, p_.db_ih + gates.begin, !first);
-  }
-
-  void recurrent_side(Range gates, Rows<const T> a, int64_t depth, bool first) const {
-    if (p_.dw_hh) accumulate(gates, a, depth, s_.h_panels, p_.H, p_.dw_hh, first);
-    if (p_.db_hh) kernels<T>().row_sums(gates.size(), depth, a, p_.db_hh + gates.begin, !first);
-  }
-
-  static void accumulate(Range gates, Rows<const T> a, int64_t depth, const T* panels, int64_t columns, T* dw,
-                         bool first) {
-    const Rows<T> target = Rows<T>{dw, columns}.from(gates.begin);
-    for (int64_t c = 0; c < columns; c += kPanelWidth) {
-      const int64_t width = std::min(kPanelWidth, columns - c);
-      gemm<T>(gates.size(), width, depth, a, {panels + c * depth, width}, target.from(0, c), !first);
-    }
+    step.gradients = Values<T>{{s_.gradients, shape.gradients.columns}, shape.gradients.offset}.from(row - first_row_);
+    step.operands = {Rows<const T>{s_.operands, s_.operand_layout.columns}.from(n), s_.operand_layout.offset};
+    step.values = Values<T>{{s_.values, s_.value_layout.columns}, s_.value_layout.offset}.from(n);
+    if (s_.cell.back_totals()) step.totals = Rows<T>{s_.totals, s_.cell.back_totals()}.from(n);
+    p_.cell->backward[number](step);
   }
 
   Shared<T>& s_;
@@ -230,7 +262,7 @@ class Backward {
 
 template <class T>
 void scan_backward(const ScanBackward<T>& params) {
-  const int threads = useful_threads(params.steps, params.cell->shape.gates() * params.H, params.C + params.H);
+  const int threads = useful_threads(params);
   Shared<T> shared(params, threads);
   run_team(threads, [&](const Team& team) {
     Backward<T> backward(shared, team);

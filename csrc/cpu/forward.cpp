@@ -1,47 +1,118 @@
-#include "cpu/gemm.h"
-#include "cpu/partition.h"
+#include "cpu/products.h"
 #include "cpu/scan.h"
-#include "cpu/workspace.h"
 #include "engine/scan.h"
 
 namespace rnnext::cpu {
 namespace {
 
+// A product in a step: target (+)= operand * matrix^T.
+template <class T>
+struct StepProduct {
+  int before;  // the stage that it precedes
+  const RightMatrix<T>* matrix;
+  Rows<const T> operand;  // [N, from]
+  Rows<T> target;         // [N, to]
+  bool accumulate;
+};
+
 // What the threads of a team share.
 template <class T>
 struct Shared {
   const ScanForward<T>& p;
-  const CellShape& cell = p.cell->shape;
-  const int64_t columns = cell.gates() * p.H;
+  const Shape& shape = p.shape;
+  const CellShape& cell = *shape.cell;
+  const bool pack = p.steps.total() >= kWorthTransposing;
   Partition partition;
-  RightMatrix<T> w_ih, w_hh;
+  WeightMatrices<T> weights;
+  std::vector<StepProduct<T>> products;
+  Layout value_layout, product_layout;
   Workspace<T> workspace;
-  T *bias, *x_part, *r_part, *w_ih_buffer, *w_hh_buffer;
+  T *bias[kStreams], *x_part[kStreams], *r_part[kStreams], *values, *product_values, *totals, *noise[kMaxNoise];
 
   Shared(const ScanForward<T>& params, int threads)
       : p(params),
-        partition(cpu::partition(threads, p.steps, p.H, columns, sizeof(T))),
-        w_ih(p.C, {{0, columns}}, p.steps.total() >= kWorthTransposing),
-        w_hh(p.H, pieces(), p.steps.total() >= kWorthTransposing) {
-    workspace.add(&bias, cell.slots() * p.H);
-    workspace.add(&x_part, p.steps.most_rows_in_a_block() * columns);
-    workspace.add(&r_part, p.steps.N * columns);
-    workspace.add(&w_ih_buffer, w_ih.buffer_size());
-    workspace.add(&w_hh_buffer, w_hh.buffer_size());
+        partition(cpu::partition(threads, p.steps, shape.H(), shape.recurrent_columns(), sizeof(T))),
+        weights{.transposed = true} {
+    const int64_t rows = p.steps.most_rows_in_a_block(), N = p.steps.N;
+    shape.add(value_layout, cell.values);
+    for (int s = 0; s < cell.streams; ++s) {
+      for (int k = 0; k < cell.products; ++k) product_layout.add(shape.width(cell.product[k].to));
+      workspace.add(&bias[s], cell.slots() * shape.H());
+      workspace.add(&x_part[s], rows * shape.gate_columns());
+      workspace.add(&r_part[s], N * shape.recurrent_columns());
+    }
+    workspace.add(&values, N * value_layout.columns);
+    workspace.add(&product_values, N * product_layout.columns);
+    workspace.add(&totals, N * cell.totals());
+    for (int k = 0; k < cell.noises; ++k) workspace.add(&noise[k], rows * shape.width(cell.noise[k].width));
+    add_weights();
+    weights.add_buffers(workspace);
     workspace.allocate();
+    list_products();
   }
 
-  int64_t parts() const { return partition.parts.size(); }
-
-  // By units, a part owns its units' columns of each gate: piece g * parts + part.
-  std::vector<Range> pieces() const {
-    if (!partition.by_units) return {{0, columns}};
+ private:
+  // The columns of `gates` values of `width` each, cut where parts meet.
+  std::vector<Range> pieces(int gates, int64_t width) const {
+    if (!partition.by_units) return {{0, gates * width}};
     std::vector<Range> result;
-    for (int g = 0; g < cell.gates(); ++g) {
-      for (const Range& units : partition.parts) result.push_back({g * p.H + units.begin, g * p.H + units.end});
+    for (int g = 0; g < gates; ++g) {
+      for (int64_t part = 0; part < partition.parts; ++part) {
+        const Range units = partition.units(width, part);
+        result.push_back({g * width + units.begin, g * width + units.end});
+      }
     }
     return result;
   }
+
+  void add_weights() {
+    for (int s = 0; s < cell.streams; ++s) {
+      const Weights<const T>& w = p.w[s];
+      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, pack}, {w.w_ih, shape.C}});
+      if (cell.recurrent_gates()) {
+        const int64_t from = shape.head_width();
+        weights.hh.push_back(
+            {{from, pieces(cell.recurrent_gates(), shape.H()), pack, {shape.H(), shape.heads}}, {w.w_hh, from}});
+      }
+      for (int m = 0; m < cell.matrices; ++m) {
+        const Product& product = product_with(cell, m);
+        const int64_t from = shape.width(product.from);
+        weights.own.push_back({{from, pieces(1, shape.width(product.to)), pack}, {w.matrix[m], from}});
+      }
+    }
+  }
+
+  // Of two streams, the second's result is W dh + dW h.
+  void list_products() {
+    for (int target = 0; target < cell.streams; ++target) {
+      for (int source = target; source >= 0; --source) {
+        const int w = target - source;
+        const bool accumulate = source != target;
+        if (cell.recurrent_gates()) {
+          products.push_back({0,
+                              &weights.hh[w].matrix,
+                              state(source * cell.states.count),
+                              {r_part[target], shape.recurrent_columns()},
+                              accumulate});
+        }
+        for (int k = 0; k < cell.products; ++k) {
+          const Product& product = cell.product[k];
+          const Rows<const T> operand =
+              product.state >= 0
+                  ? state(source * cell.states.count + product.state)
+                  : Rows<const T>{values + value_layout.offset[product.value[source]], value_layout.columns};
+          products.push_back(
+              {product.before,
+               &weights.own[w * cell.matrices + product.matrix].matrix,
+               operand,
+               {product_values + product_layout.offset[target * cell.products + k], product_layout.columns},
+               accumulate});
+        }
+      }
+    }
+  }
+
+  Rows<const T> state(int k) const { return {p.state[k], shape.state_width(k)}; }
 };
 
 // One thread's view of the scan: the pieces of work that engine/scan.h asks for.
@@ -52,75 +123,108 @@ class Forward {
 
   void begin() {
     if (team_.rank == 0) start();
-    s_.w_ih.pack(team_, p_.w_ih, true, s_.w_ih_buffer);
-    s_.w_hh.pack(team_, p_.w_hh, true, s_.w_hh_buffer);
+    s_.weights.pack(team_);
+    team_.sync();
   }
 
   void project_input(int64_t block) {
     team_.sync();  // the last block's projections have been used
     const Range rows = p_.steps.rows_of(block);
     first_row_ = rows.begin;
-    s_.w_ih.multiply(team_, rows.size(), p_.x.from(rows.begin), {s_.x_part, s_.columns}, false);
+    for (int target = 0; target < s_.cell.streams; ++target) {
+      for (int source = target; source >= 0; --source) {
+        s_.weights.ih[target - source].matrix.multiply(team_, rows.size(), p_.x[source].from(rows.begin),
+                                                       {s_.x_part[target], s_.shape.gate_columns()}, source != target);
+      }
+    }
+    draw_noise(team_, p_, block, s_.noise);
     team_.sync();
   }
 
   void step(int64_t t) {
-    const int64_t alive = p_.steps.rows(t);
-    if (s_.partition.by_units) {
-      team_.each(s_.parts(), [&](int64_t part) { product({0, alive}, part); });
-      team_.sync();
-      team_.each(s_.parts(), [&](int64_t part) { pointwise(t, {0, alive}, s_.partition.parts[part]); });
-      team_.sync();
-    } else {
-      team_.each(s_.parts(), [&](int64_t part) {
-        const Range sequences = s_.partition.parts[part].below(alive);
-        product(sequences, 0);
-        pointwise(t, sequences, {0, p_.H});
+    const Partition& partition = s_.partition;
+    const Range alive{0, p_.steps.rows(t)};
+    if (!partition.by_units) {
+      team_.each(partition.parts, [&](int64_t part) {
+        const Range sequences = partition.sequences[part].below(alive.end);
+        for (int i = 0; i < s_.cell.forward_stages; ++i) {
+          products(i, sequences, 0);
+          stage(i, t, sequences, {0, width_of(i)});
+        }
       });
+      return;
+    }
+    for (int i = 0; i < s_.cell.forward_stages; ++i) {
+      team_.each(partition.parts, [&](int64_t part) { products(i, alive, part); });
+      team_.sync();
+      team_.each(partition.parts, [&](int64_t part) {
+        if (s_.cell.forward[i].needs_whole_rows()) {
+          stage(i, t, share_of(alive, part, partition.parts), {0, width_of(i)});
+        } else {
+          stage(i, t, alive, partition.units(width_of(i), part));
+        }
+      });
+      team_.sync();
     }
   }
 
  private:
   void start() {
-    const int64_t summed = s_.cell.summed * p_.H, apart = s_.cell.apart * p_.H;
-    for (int64_t i = 0; i < summed; ++i) s_.bias[i] = (p_.b_ih ? p_.b_ih[i] : T(0)) + (p_.b_hh ? p_.b_hh[i] : T(0));
-    for (int64_t i = summed; i < summed + apart; ++i) {
-      s_.bias[i] = p_.b_ih ? p_.b_ih[i] : T(0);
-      s_.bias[i + apart] = p_.b_hh ? p_.b_hh[i] : T(0);
+    const int64_t gates = s_.shape.gate_columns(), summed = s_.cell.summed * s_.shape.H();
+    const int64_t recurrent = s_.shape.recurrent_columns();
+    for (int s = 0; s < s_.cell.streams; ++s) {
+      const T *b_ih = p_.w[s].b_ih, *b_hh = p_.w[s].b_hh;
+      T* bias = s_.bias[s];
+      for (int64_t i = 0; i < gates; ++i) bias[i] = (b_ih ? b_ih[i] : T(0)) + (b_hh && i < summed ? b_hh[i] : T(0));
+      for (int64_t i = summed; i < recurrent; ++i) bias[gates + i - summed] = b_hh ? b_hh[i] : T(0);
     }
-    for (int k = 0; k < s_.cell.states; ++k) {
-      if (p_.h0[k]) {
-        std::copy_n(p_.h0[k], p_.steps.N * p_.H, p_.state[k]);
-      } else {
-        std::fill_n(p_.state[k], p_.steps.N * p_.H, T(0));
+    for (int k = 0; k < s_.cell.all_states(); ++k) {
+      const int64_t count = p_.steps.N * s_.shape.state_width(k);
+      p_.h0[k] ? std::copy_n(p_.h0[k], count, p_.state[k]) : std::fill_n(p_.state[k], count, T(0));
+    }
+  }
+
+  int64_t width_of(int stage) const { return s_.shape.width(s_.cell.forward[stage].width); }
+
+  void products(int stage, Range sequences, int64_t part) const {
+    if (!sequences.size()) return;
+    for (const StepProduct<T>& product : s_.products) {
+      if (product.before != stage) continue;
+      const RightMatrix<T>& matrix = *product.matrix;
+      for (int64_t piece = part; piece < matrix.pieces(); piece += s_.partition.parts) {
+        matrix.multiply(sequences.size(), product.operand.from(sequences.begin), {0, matrix.depth()},
+                        product.target.from(sequences.begin), product.accumulate, piece, piece + 1);
       }
     }
   }
 
-  // The recurrent part of the gates: W_hh h.
-  void product(Range sequences, int64_t part) const {
-    if (!sequences.size()) return;
-    const Rows<const T> h{p_.state[0], p_.H};
-    const Rows<T> r{s_.r_part, s_.columns};
-    for (int64_t piece = part; piece < s_.w_hh.pieces(); piece += s_.parts()) {
-      s_.w_hh.multiply(sequences.size(), h.from(sequences.begin), {0, p_.H}, r.from(sequences.begin), false, piece,
-                       piece + 1);
-    }
-  }
-
-  void pointwise(int64_t t, Range sequences, Range units) const {
+  void stage(int number, int64_t t, Range sequences, Range units) const {
     if (!sequences.size() || !units.size()) return;
-    const int64_t row = p_.steps.first(t) + sequences.begin;
-    StepForward<T> step{.rows = sequences.size(), .units = units.size(), .hidden = p_.H};
-    step.x = Rows<const T>{s_.x_part, s_.columns}.from(row - first_row_, units.begin);
-    step.r = Rows<const T>{s_.r_part, s_.columns}.from(sequences.begin, units.begin);
-    step.bias = s_.bias + units.begin;
-    for (int k = 0; k < s_.cell.states; ++k) {
-      step.state[k] = Rows<T>{p_.state[k], p_.H}.from(sequences.begin, units.begin);
+    const Shape& shape = s_.shape;
+    const int64_t n = sequences.begin, row = p_.steps.first(t) + n;
+    StepForward<T> step;
+    step.rows = sequences.size(), step.begin = units.begin, step.end = units.end;
+    step.sizes = shape.sizes;
+    const T* params[kMaxParams];
+    step.param = params;
+    for (int s = 0; s < s_.cell.streams; ++s) {
+      step.x[s] = Rows<const T>{s_.x_part[s], shape.gate_columns()}.from(row - first_row_);
+      step.r[s] = Rows<const T>{s_.r_part[s], shape.recurrent_columns()}.from(n);
+      step.bias[s] = s_.bias[s];
+      step.y[s] = p_.y[s].from(row);
+      for (int k = 0; k < s_.cell.params.count; ++k) params[s * s_.cell.params.count + k] = p_.w[s].param[k];
     }
-    step.y = p_.y.from(row, units.begin);
-    if (p_.record) step.record = p_.record.from(row, units.begin);
-    p_.cell->forward(step);
+    for (int k = 0; k < s_.cell.noises; ++k) {
+      step.noise[k] = noise_rows(s_.cell.noise[k], shape, s_.noise[k]).from(row - first_row_);
+    }
+    for (int k = 0; k < s_.cell.all_states(); ++k) {
+      step.state[k] = Rows<T>{p_.state[k], shape.state_width(k)}.from(n);
+    }
+    if (p_.record) step.record = {p_.record.from(row), shape.record.offset};
+    step.values = Values<T>{{s_.values, s_.value_layout.columns}, s_.value_layout.offset}.from(n);
+    step.products = Values<T>{{s_.product_values, s_.product_layout.columns}, s_.product_layout.offset}.from(n);
+    if (s_.cell.totals()) step.totals = Rows<T>{s_.totals, s_.cell.totals()}.from(n);
+    p_.cell->forward[number](step);
   }
 
   Shared<T>& s_;
@@ -133,7 +237,7 @@ class Forward {
 
 template <class T>
 void scan_forward(const ScanForward<T>& params) {
-  const int threads = useful_threads(params.steps, params.cell->shape.gates() * params.H, params.C + params.H);
+  const int threads = useful_threads(params);
   Shared<T> shared(params, threads);
   run_team(threads, [&](const Team& team) {
     Forward<T> forward(shared, team);

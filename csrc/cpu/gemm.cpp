@@ -19,12 +19,14 @@ void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Row
 }
 
 template <class T>
-RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed)
+RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed, Blocks blocks)
     : depth_(depth), columns_(pieces.back().end), packed_(packed) {
+  const int64_t block = blocks.count == 1 ? columns_ : blocks.period / blocks.count;
   for (const Range& piece : pieces) {
     first_panel_.push_back(panels_.size());
-    for (int64_t c = piece.begin; c < piece.end; c += kPanelWidth) {
-      panels_.push_back({c, std::min(piece.end, c + kPanelWidth)});
+    for (int64_t c = piece.begin, end; c < piece.end; c = end) {
+      end = std::min({piece.end, c + kPanelWidth, (c / block + 1) * block});
+      panels_.push_back({{c, end}, blocks.count == 1 ? 0 : c % blocks.period / block * depth});
     }
   }
   first_panel_.push_back(panels_.size());
@@ -40,7 +42,7 @@ void RightMatrix<T>::pack(const Team& team, Rows<const T> w, bool transposed, T*
   if (packed_) {
     const Range mine = team.share(panels_.size());
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const Range columns = panels_[i];
+      const Range columns = panels_[i].columns;
       const Rows<T> panel{buffer + columns.begin * depth_, columns.size()};
       if (transposed) {
         kernels<T>().transpose(columns.size(), depth_, w.from(columns.begin), panel);
@@ -49,13 +51,14 @@ void RightMatrix<T>::pack(const Team& team, Rows<const T> w, bool transposed, T*
       }
     }
   }
-  team.sync();
 }
 
 template <class T>
 void RightMatrix<T>::panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate,
-                                   const Range& panel) const {
+                                   const Panel& where) const {
+  const Range& panel = where.columns;
   const Rows<T> target = c.from(0, panel.begin);
+  a = a.from(0, where.operand);
   if (depths.size() == 0) {  // no input features
     for (int64_t i = 0; i < rows && !accumulate; ++i) std::fill_n(target[i], panel.size(), T(0));
     return;

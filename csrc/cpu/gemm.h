@@ -16,6 +16,12 @@ constexpr int64_t kPanelWidth = 64;
 // A panel of B of this many rows stays in L2 beside the rows of A.
 constexpr int64_t kDepthBlock = 1024;
 
+// Columns in `count` blocks of equal width, again in each `period`: block i is multiplied by columns i * depth ..
+// (i + 1) * depth of A. One block: a full matrix.
+struct Blocks {
+  int64_t period = 1, count = 1;
+};
+
 // The right-hand side B [depth, columns] of products C = A B, cut into panels of at most kPanelWidth columns.
 //
 // Packed: each panel is stored contiguously, [depth][width]. In place: the weights are read as they lie, where the
@@ -24,12 +30,12 @@ template <class T>
 class RightMatrix {
  public:
   // `pieces`: ranges of columns that no panel may straddle; together they cover all columns in order.
-  RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed);
+  RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed, Blocks blocks = {});
 
   // Values of the buffer that pack() fills.
   int64_t buffer_size() const { return packed_ ? depth_ * columns_ : 0; }
 
-  // B = w^T for w [columns, depth], or B = w for w [depth, columns]. All threads of the team call it; they meet after it.
+  // B = w^T for w [columns, depth], or B = w for w [depth, columns]. All threads of the team call it.
   void pack(const Team& team, Rows<const T> w, bool transposed, T* buffer);
 
   // C (+)= A B[depths, :] on the columns of pieces [first_piece, last_piece), by this thread alone; A has depths.size()
@@ -44,11 +50,16 @@ class RightMatrix {
   int64_t pieces() const { return static_cast<int64_t>(first_panel_.size()) - 1; }
 
  private:
-  void panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, const Range& panel) const;
+  struct Panel {
+    Range columns;
+    int64_t operand;  // the first column of A
+  };
+
+  void panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, const Panel& panel) const;
 
   int64_t depth_, columns_;
   bool packed_, transposed_ = false;
-  std::vector<Range> panels_;         // columns of each panel
+  std::vector<Panel> panels_;
   std::vector<int64_t> first_panel_;  // [pieces + 1]
   Rows<const T> w_;
   const T* buffer_ = nullptr;

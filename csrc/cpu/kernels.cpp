@@ -46,16 +46,4 @@ const Kernels<double>& kernels<double>() {
   return *instruction_set().f64;
 }
 
-template <class T>
-const Cell<T>* find_cell(const char* name) {
-  const Kernels<T>& table = kernels<T>();
-  for (int i = 0; i < table.cell_count; ++i) {
-    if (std::strcmp(table.cells[i].shape.name, name) == 0) return &table.cells[i];
-  }
-  return nullptr;
-}
-
-template const Cell<float>* find_cell<float>(const char*);
-template const Cell<double>* find_cell<double>(const char*);
-
 }  // namespace rnnext

@@ -22,9 +22,13 @@ struct Kernels {
   void (*transpose)(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst);
   // sums[i] = (accumulate ? sums[i] : 0) + sum over j of src[i][j]
   void (*row_sums)(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate);
+  // sums[j] = (accumulate ? sums[j] : 0) + sum over i of src[i][j]
+  void (*column_sums)(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate);
   // dst = src where the counter-based generator keeps the element, times 1 / (1 - p); else 0. Dense, `count` elements
   // that begin at element `first` of the layer's output; `first` is a multiple of 4.
   void (*dropout)(int64_t first, int64_t count, const T* src, T* dst, uint64_t seed, uint32_t layer, double p);
+  // Elements first .. first + count of noise `number` of a cell, in one scan (layer * D + direction).
+  void (*noise)(const Noise& kind, int64_t first, int64_t count, T* dst, uint64_t seed, uint32_t scan, uint32_t number);
 };
 
 struct InstructionSet {
@@ -46,9 +50,5 @@ const InstructionSet& instruction_set();
 
 template <class T>
 const Kernels<T>& kernels();
-
-// The cell of that name, or null.
-template <class T>
-const Cell<T>* find_cell(const char* name);
 
 }  // namespace rnnext

@@ -8,16 +8,17 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cpu/dropout.h"
 #include "cpu/kernels.h"
 #include "cpu/matrix.h"
+#include "cpu/random.h"
 #include "cpu/step.h"
 
 namespace rnnext::RNNEXT_ISA {
 
 // The list of the built-in cells.
 template <class T>
-inline constexpr Cell<T> cells[] = {cell<T, LSTM>(), cell<T, GRU>(), cell<T, RNNTanh>(), cell<T, RNNRelu>()};
+inline constexpr Cell<T> cells[] = {cell<T, LSTM>(), cell<T, GRU>(), cell<T, RNNTanh>(), cell<T, RNNRelu>(),
+                                    cell<T, ProjectedLSTM>()};
 
 template <class T>
 inline constexpr Kernels<T> table{.cells = cells<T>,
@@ -26,6 +27,8 @@ inline constexpr Kernels<T> table{.cells = cells<T>,
                                   .gemm_transposed = &gemm_transposed<T>,
                                   .transpose = &transpose<T>,
                                   .row_sums = &row_sums<T>,
-                                  .dropout = &dropout<T>};
+                                  .column_sums = &column_sums<T>,
+                                  .dropout = &dropout<T>,
+                                  .noise = &noise<T>};
 
 }  // namespace rnnext::RNNEXT_ISA

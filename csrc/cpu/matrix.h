@@ -139,6 +139,17 @@ void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
 }
 
 template <class T>
+void column_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
+  using V = Vec<T>;
+  for (int64_t j = 0; j < columns; j += V::width) {
+    const int64_t n = columns - j < V::width ? columns - j : V::width;
+    V total = accumulate ? V::load(sums + j, n) : V(T(0));
+    for (int64_t i = 0; i < rows; ++i) total = total + V::load(src[i] + j, n);
+    total.store(sums + j, n);
+  }
+}
+
+template <class T>
 void row_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
   using V = Vec<T>;
   for (int64_t i = 0; i < rows; ++i) {

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "cpu/kernels.h"
+#include "cpu/registry.h"
 #include "cpu/scan.h"
 #include "engine/stack.h"
 
@@ -10,15 +11,13 @@ namespace rnnext::cpu {
 namespace {
 
 const CellShape& cell_named(std::string_view name) {
-  const Cell<float>* cell = find_cell<float>(std::string(name).c_str());
-  if (!cell) {
-    std::string known;
-    for (int i = 0; i < kernels<float>().cell_count; ++i) {
-      known += std::string(i ? ", " : "") + kernels<float>().cells[i].shape.name;
-    }
-    TORCH_CHECK_VALUE(false, "rnnext: no cell is called '", name, "'; there are ", known);
+  if (const Cell<float>* cell = find_cell<float>(name)) return cell->shape;
+  std::string known;
+  for (int i = 0; i < kernels<float>().cell_count; ++i) {
+    known += std::string(i ? ", " : "") + kernels<float>().cells[i].shape.name;
   }
-  return cell->shape;
+  TORCH_CHECK_VALUE(false, "rnnext: no cell is called '", name, "'; there are ", known,
+                    ", and those written in Python once their layers have been made");
 }
 
 struct Backend {
@@ -52,37 +51,46 @@ struct Backend {
 
 std::vector<Tensor> run(bool training, std::string_view cell, const Tensor& x, at::TensorList h0,
                         at::TensorList weights, const optional<Tensor>& batch_sizes, const optional<Tensor>& seed,
-                        int64_t num_layers, bool bidirectional, double dropout) {
-  const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout);
+                        int64_t num_layers, bool bidirectional, double dropout, at::IntArrayRef sizes) {
+  const at::AutoDispatchBelowADInplaceOrView below;  // what is computed here has no history
+  const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
+                             sizes);
   return stack.forward(training);
 }
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout) {
-  return run(false, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout);
+                        bool bidirectional, double dropout, at::IntArrayRef sizes) {
+  return run(false, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes);
 }
 
 std::vector<Tensor> rnn_train(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                               const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                              bool bidirectional, double dropout) {
-  return run(true, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout);
+                              bool bidirectional, double dropout, at::IntArrayRef sizes) {
+  return run(true, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes);
 }
 
 std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const Tensor& y, at::TensorList saved,
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                                 bool bidirectional, double dropout, const c10::List<bool>& output_mask) {
-  const CellShape& shape = cell_named(cell);
-  const Stack<Backend> stack(shape, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout);
+                                 bool bidirectional, double dropout, at::IntArrayRef sizes,
+                                 const c10::List<bool>& output_mask) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
+                             sizes);
   std::vector<Tensor> given;
   for (const optional<Tensor>& grad : grads) given.push_back(grad.value_or(Tensor()));
   return stack.backward(given, y, saved, output_mask.vec());
 }
 
-std::vector<int64_t> cell_shape(std::string_view cell) {
+std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
   const CellShape& shape = cell_named(cell);
-  return {shape.gates(), shape.states, shape.record()};
+  TORCH_CHECK(static_cast<int>(sizes.size()) == 1 + shape.sizes(), "rnnext: ", sizes.size(), " sizes given, but ", cell,
+              " has ", 1 + shape.sizes());
+  const Shape layout(shape, 0, sizes.data());
+  std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams};
+  for (int k = 0; k < shape.all_states(); ++k) result.push_back(layout.state_width(k));
+  return result;
 }
 
 std::vector<std::string> instruction_set_names() {
@@ -105,6 +113,7 @@ TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeExplicitAutograd, m) {
   m.impl("cell_shape", &cell_shape);
+  m.impl("load_cell", &load_cell);
   m.impl("instruction_sets", &instruction_set_names);
   m.impl("instruction_set", &instruction_set_name);
 }

@@ -16,16 +16,23 @@ using std::optional;
 // The sizes of a call. Rows: T * N for padded input, the sum of batch_sizes for packed input.
 struct Sizes {
   int64_t T, N, C, H, L, D, rows;
+  int64_t heads = 1;
+  int64_t of_cell[kMaxSizes];  // H, then the cell's other sizes
+  int64_t weights = 0;         // of one direction of a layer
   bool packed, bias;
 
-  int64_t tensors_a_layer() const { return bias ? 4 : 2; }  // W_ih, W_hh, b_ih, b_hh: of one direction
+  int64_t width(int8_t number) const { return number == kOne ? 1 : of_cell[number]; }
 };
 
 inline void check_shape(const char* name, const Tensor& tensor, at::IntArrayRef expected) {
   TORCH_CHECK(tensor.sizes() == expected, "rnnext: ", name, " has shape ", tensor.sizes(), ", expected ", expected);
 }
 
-inline Sizes check_input(const Tensor& x, const optional<Tensor>& batch_sizes) {
+// x is [T, N, C], or packed [rows, C]; for a cell of two streams, two of these.
+inline Sizes check_input(const CellShape& cell, const Tensor& given, const optional<Tensor>& batch_sizes) {
+  TORCH_CHECK(cell.streams == 1 || (given.dim() > 0 && given.size(0) == cell.streams), "rnnext: x has shape ",
+              given.sizes(), ", expected ", cell.streams, " streams in the first dimension for ", cell.name);
+  const Tensor x = cell.streams == 1 ? given : given.select(0, 0);
   Sizes s{};
   s.packed = batch_sizes.has_value();
   if (!s.packed) {
@@ -57,35 +64,72 @@ inline void check_like(const char* name, const Tensor& tensor, const Tensor& x) 
   TORCH_CHECK(tensor.device() == x.device(), "rnnext: ", name, " is on ", tensor.device(), " but x is on ", x.device());
 }
 
+// The weights of one direction of a layer: W_ih, W_hh, b_ih, b_hh, the cell's matrices, its parameters. A cell without
+// recurrent gates has no W_hh and no b_hh.
+inline void check_weights(const CellShape& cell, const Sizes& s, int64_t inputs, at::TensorList w) {
+  const int64_t gates = cell.gates() * s.H, recurrent = cell.recurrent_gates() * s.H;
+  size_t next = 0;
+  check_shape("W_ih", w[next++], {gates, inputs});
+  if (recurrent) check_shape("W_hh", w[next++], {recurrent, s.width(cell.states.width[0]) / s.heads});
+  if (s.bias) check_shape("b_ih", w[next++], {gates});
+  if (s.bias && recurrent) check_shape("b_hh", w[next++], {recurrent});
+  for (int m = 0; m < cell.matrices; ++m) {
+    const Product* product = cell.product;
+    while (product->matrix != m) ++product;
+    check_shape("a matrix of the cell", w[next++], {s.width(product->to), s.width(product->from)});
+  }
+  for (int k = 0; k < cell.params.count; ++k) {
+    check_shape("a parameter of the cell", w[next++], {s.width(cell.params.width[k])});
+  }
+}
+
+inline void find_sizes(const CellShape& cell, Sizes& s, at::TensorList weights, at::IntArrayRef sizes) {
+  TORCH_CHECK(static_cast<int>(sizes.size()) == cell.sizes(), "rnnext: ", sizes.size(), " sizes given, but ", cell.name,
+              " has ", cell.sizes(), " besides the hidden size");
+  const Tensor& w_ih = weights[0];
+  TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % cell.gates() == 0, "rnnext: W_ih has shape ",
+              w_ih.sizes(), ", expected [", cell.gates(), " * H, C] with a hidden size H of at least 1");
+  s.H = s.of_cell[0] = w_ih.size(0) / cell.gates();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    TORCH_CHECK(sizes[i] > 0, "rnnext: size ", i + 1, " of ", cell.name, " is ", sizes[i], ", expected at least 1");
+    s.of_cell[i + 1] = sizes[i];
+  }
+  if (!cell.recurrent_gates()) return;
+  const Tensor& w_hh = weights[1];
+  const int64_t h = s.width(cell.states.width[0]);
+  TORCH_CHECK(w_hh.dim() == 2, "rnnext: W_hh has ", w_hh.dim(), " dimensions, expected 2");
+  if (w_hh.size(1) == h) return;
+  // Narrower by a whole factor: blocks on the diagonal.
+  const bool fits = w_hh.size(1) > 0 && h == s.H && h % w_hh.size(1) == 0;
+  if (!fits) check_shape("W_hh", w_hh, {cell.recurrent_gates() * s.H, h});
+  s.heads = h / w_hh.size(1);
+}
+
 inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                              const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                             bool bidirectional, double dropout) {
-  Sizes s = check_input(x, batch_sizes);
+                             bool bidirectional, double dropout, at::IntArrayRef sizes) {
+  Sizes s = check_input(cell, x, batch_sizes);
   s.L = num_layers, s.D = bidirectional ? 2 : 1;
   TORCH_CHECK(s.L > 0, "rnnext: num_layers is ", s.L, ", expected at least 1");
-  const int64_t directions = s.L * s.D, count = weights.size();
-  TORCH_CHECK(count == 2 * directions || count == 4 * directions, "rnnext: ", count, " weights given, expected ",
-              2 * directions, " (without bias) or ", 4 * directions, " for ", s.L, " layers and ", s.D, " directions");
-  s.bias = count == 4 * directions;
-  TORCH_CHECK(weights[1].dim() == 2, "rnnext: W_hh has ", weights[1].dim(), " dimensions, expected 2");
-  s.H = weights[1].size(1);
-  TORCH_CHECK(s.H > 0, "rnnext: W_hh has shape ", weights[1].sizes(), ", expected a hidden size of at least 1");
-  const int64_t gates = cell.gates() * s.H;
-  for (int64_t i = 0; i < directions; ++i) {
-    const at::TensorList w = weights.slice(i * s.tensors_a_layer(), s.tensors_a_layer());
-    check_shape("W_ih", w[0], {gates, i < s.D ? s.C : s.D * s.H});
-    check_shape("W_hh", w[1], {gates, s.H});
-    if (s.bias) {
-      check_shape("b_ih", w[2], {gates});
-      check_shape("b_hh", w[3], {gates});
-    }
+  const int64_t directions = s.L * s.D, scans = directions * cell.streams, count = weights.size();
+  const int64_t sides = cell.recurrent_gates() ? 2 : 1, plain = sides + cell.matrices + cell.params.count;
+  TORCH_CHECK(count == plain * scans || count == (plain + sides) * scans, "rnnext: ", count,
+              " weights given, expected ", plain * scans, " (without bias) or ", (plain + sides) * scans, " for ", s.L,
+              " layers and ", s.D, " directions");
+  s.bias = count == (plain + sides) * scans;
+  s.weights = count / scans;
+  find_sizes(cell, s, weights, sizes);
+  const int64_t h = s.width(cell.states.width[0]);
+  for (int64_t i = 0; i < scans; ++i) {
+    const at::TensorList w = weights.slice(i * s.weights, s.weights);
+    check_weights(cell, s, i % directions < s.D ? s.C : s.D * h, w);
     for (const Tensor& tensor : w) check_like("a weight", tensor, x);
   }
-  TORCH_CHECK(h0.empty() || static_cast<int>(h0.size()) == cell.states, "rnnext: ", h0.size(),
-              " initial states given, but ", cell.name, " has ", cell.states);
-  for (const Tensor& state : h0) {
-    check_shape("an initial state", state, {directions, s.N, s.H});
-    check_like("an initial state", state, x);
+  TORCH_CHECK(h0.empty() || static_cast<int>(h0.size()) == cell.all_states(), "rnnext: ", h0.size(),
+              " initial states given, but ", cell.name, " has ", cell.all_states());
+  for (size_t k = 0; k < h0.size(); ++k) {
+    check_shape("an initial state", h0[k], {directions, s.N, s.width(cell.state_width(k))});
+    check_like("an initial state", h0[k], x);
   }
   TORCH_CHECK(dropout >= 0 && dropout <= 1, "rnnext: dropout is ", dropout, ", expected a probability");
   TORCH_CHECK(!seed || (seed->numel() == 1 && seed->scalar_type() == at::kLong && seed->device().is_cpu()),

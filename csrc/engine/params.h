@@ -42,43 +42,98 @@ struct Steps {
   int64_t most_rows_in_a_block() const { return rows_of(0).size(); }
 };
 
+// The weights of one direction of a layer; of a cell of two streams there are as many tangents again.
+template <class T>
+struct Weights {
+  T* w_ih = nullptr;             // [gates * H, C]
+  T* w_hh = nullptr;             // [recurrent gates * H, width of h / heads], or null: no recurrent gates
+  T* b_ih = nullptr;             // [gates * H], or null
+  T* b_hh = nullptr;             // [recurrent gates * H], or null
+  T* matrix[kMaxMatrices] = {};  // [to, from] each
+  T* param[kMaxParams] = {};     // of the width of each
+};
+
+// Where the values of a group lie in a row.
+struct Layout {
+  int64_t offset[kMaxValues];
+  int count = 0;
+  int64_t columns = 0;
+
+  void add(int64_t width) {
+    offset[count++] = columns;
+    columns += width;
+  }
+};
+
+// Sizes of one scan, and where things lie in the rows of its buffers.
+struct Shape {
+  const CellShape* cell;
+  int64_t C;
+  int64_t sizes[kMaxSizes];  // the hidden size, then the cell's other sizes
+  int64_t heads = 1;         // blocks of W_hh along its diagonal
+  Layout record;             // saved values, then the states but h, of each stream
+  Layout gradients;          // of each stream: slots, results of products, parameters
+
+  Shape(const CellShape& shape, int64_t C, const int64_t* values) : cell(&shape), C(C) {
+    std::copy_n(values, 1 + shape.sizes(), sizes);
+    add(record, shape.saved);
+    for (int s = 0; s < shape.streams; ++s) {
+      for (int k = 1; k < shape.states.count; ++k) record.add(width(shape.states.width[k]));
+      for (int k = 0; k < shape.slots(); ++k) gradients.add(H());
+      for (int k = 0; k < shape.products; ++k) gradients.add(width(shape.product[k].to));
+      add(gradients, shape.params);
+    }
+  }
+
+  int64_t width(int8_t number) const { return number == kOne ? 1 : sizes[number]; }
+  int64_t H() const { return sizes[0]; }
+  int64_t state_width(int k) const { return width(cell->state_width(k)); }
+  int64_t head_width() const { return state_width(0) / heads; }  // columns of W_hh
+  int64_t gate_columns() const { return cell->gates() * H(); }
+  int64_t recurrent_columns() const { return cell->recurrent_gates() * H(); }
+
+  void add(Layout& layout, const Group& group) const {
+    for (int k = 0; k < group.count; ++k) layout.add(width(group.width[k]));
+  }
+};
+
+// Where the noise of a scan comes from. Without a seed there is none: each value is its expectation.
+struct NoiseSource {
+  bool drawn = false;
+  uint64_t seed = 0;
+  uint32_t scan = 0;  // layer * D + direction
+};
+
 template <class T>
 struct ScanForward {
   const Cell<T>* cell;
+  Shape shape;
   Steps steps;
-  int64_t C, H;
-  Rows<const T> x;          // [rows, C]
-  Rows<const T> w_ih;       // [gates * H, C]
-  Rows<const T> w_hh;       // [gates * H, H]
-  const T* b_ih;            // [gates * H] or null
-  const T* b_hh;            // [gates * H] or null
-  const T* h0[kMaxStates];  // [N, H] each, or null: zeros
-  T* state[kMaxStates];     // [N, H] each: the carry, at the end the final states
-  Rows<T> y;                // [rows, H]
-  Rows<T> record;           // [rows, record * H], or null in inference
+  NoiseSource noise;
+  Rows<const T> x[kStreams];  // [rows, C]
+  Weights<const T> w[kStreams];
+  const T* h0[kMaxStates];  // [N, width] each, or null: zeros
+  T* state[kMaxStates];     // [N, width] each: the carry, at the end the final states
+  Rows<T> y[kStreams];      // [rows, width of h]
+  Rows<T> record;           // [rows, record.columns], or null in inference
 };
 
 template <class T>
 struct ScanBackward {
   const Cell<T>* cell;
+  Shape shape;
   Steps steps;
-  int64_t C, H;
-  Rows<const T> x;
-  Rows<const T> w_ih;
-  Rows<const T> w_hh;
+  NoiseSource noise;
+  Rows<const T> x[kStreams];
+  Weights<const T> w[kStreams];
   const T* h0[kMaxStates];
-  Rows<const T> y;
+  Rows<const T> y[kStreams];
   Rows<const T> record;
-  Rows<const T> dy;       // [rows, H], or null: zeros
-  T* dstate[kMaxStates];  // [N, H] each: the carry; in: gradients of the final states, out: of the initial ones
-  Rows<T> dx;             // [rows, C], or null: not wanted
-  bool accumulate_dx;     // add to dx instead of writing it
-  T* dw_ih;               // [gates * H, C], or null
-  T* dw_hh;               // [gates * H, H], or null
-  T* db_ih;               // [gates * H], or null
-  T* db_hh;               // [gates * H], or null
-
-  bool wants_weights() const { return dw_ih || dw_hh || db_ih || db_hh; }
+  Rows<const T> dy[kStreams];  // [rows, width of h], or null: zeros
+  T* dstate[kMaxStates];    // [N, width] each: the carry; in: gradients of the final states, out: of the initial ones
+  Rows<T> dx[kStreams];     // [rows, C], or null: not wanted
+  bool accumulate_dx;       // add to dx instead of writing it
+  Weights<T> dw[kStreams];  // those that are wanted
 };
 
 }  // namespace rnnext

@@ -24,6 +24,7 @@ void scan_backward(Backend& backend, const Steps& steps) {
   for (int64_t i = 0; i < steps.blocks(); ++i) {
     const int64_t b = steps.reverse ? i : steps.blocks() - 1 - i;
     const Range r = steps.steps_of(b);
+    backend.begin_block(b);
     for (int64_t j = 0; j < r.size(); ++j) backend.step(steps.reverse ? r.begin + j : r.end - 1 - j);
     backend.input_gradient(b);
     backend.weight_gradients(b, i == 0);

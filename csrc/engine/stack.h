@@ -1,7 +1,7 @@
 // The whole stack: layers, directions, and dropout between layers, around the scans of a backend.
 //
-// A backend is a class with three static functions: scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>), and
-// dropout(src, dst, seed, layer, p).
+// A backend is a class with static functions: cell<T>(name), scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
+// and dropout(src, dst, seed, layer, p).
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -22,12 +22,13 @@ class Stack {
  public:
   Stack(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers, bool bidirectional,
-        double dropout)
+        double dropout, at::IntArrayRef sizes)
       : cell_(cell),
-        s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout)),
-        x_(x.contiguous().view({s_.rows, s_.C})),
+        s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes)),
+        h_(s_.width(cell.states.width[0])),
+        x_(x.contiguous().view({cell.streams, s_.rows, s_.C})),
         dropout_(seed ? dropout : 0),
-        seed_(seed ? seed->item<int64_t>() : 0) {
+        noise_{seed.has_value(), seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0} {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
     if (batch_sizes) {
@@ -40,19 +41,19 @@ class Stack {
   // [y, h_n, ...], and in training what backward() needs: a record for each layer, then y of each layer but the last.
   std::vector<Tensor> forward(bool training) const {
     std::vector<Tensor> finals, records, outputs;
-    for (int k = 0; k < cell_.states; ++k) finals.push_back(x_.new_empty({s_.L * s_.D, s_.N, s_.H}));
+    for (int k = 0; k < cell_.all_states(); ++k) finals.push_back(x_.new_empty(state_shape(k)));
     for (int64_t l = 0; l < s_.L; ++l) {
       const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
       if (!training) outputs.clear();
-      outputs.push_back(x_.new_empty({s_.rows, s_.D * s_.H}));
-      if (training) records.push_back(x_.new_empty({s_.D, s_.rows, cell_.record() * s_.H}));
+      outputs.push_back(x_.new_empty({cell_.streams, s_.rows, s_.D * h_}));
+      if (training) records.push_back(x_.new_empty({s_.D, s_.rows, shape(input.size(2)).record.columns}));
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
           scan_forward<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(), finals);
         });
       }
     }
-    std::vector<Tensor> result{s_.packed ? outputs.back() : outputs.back().view({s_.T, s_.N, s_.D * s_.H})};
+    std::vector<Tensor> result{as_given(outputs.back())};
     outputs.pop_back();
     for (auto* more : {&finals, &records, &outputs}) result.insert(result.end(), more->begin(), more->end());
     return result;
@@ -62,12 +63,11 @@ class Stack {
   // `grads`: of y and of the final states, undefined where there is none. `saved`: as forward() gave it.
   std::vector<Tensor> backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList saved,
                                const std::vector<bool>& wanted) const {
-    const int64_t states = cell_.states, first_weight = 1 + h0_.size();
+    const int64_t first_weight = 1 + h0_.size();
     std::vector<Tensor> dstates;
-    for (int64_t k = 0; k < states; ++k) {
+    for (int k = 0; k < cell_.all_states(); ++k) {
       const Tensor& given = grads[1 + k];
-      dstates.push_back(given.defined() ? given.clone(at::MemoryFormat::Contiguous)
-                                        : x_.new_zeros({s_.L * s_.D, s_.N, s_.H}));
+      dstates.push_back(given.defined() ? given.clone(at::MemoryFormat::Contiguous) : x_.new_zeros(state_shape(k)));
     }
     std::vector<Tensor> dweights(weights_.size());
     for (size_t i = 0; i < weights_.size(); ++i) {
@@ -81,10 +81,10 @@ class Stack {
     int64_t lowest = 0;
     while (!all_layers && lowest < s_.L && !wants_weights(dweights, lowest)) ++lowest;
 
-    Tensor dy = grads[0].defined() ? grads[0].contiguous().view({s_.rows, s_.D * s_.H}) : Tensor();
+    Tensor dy = grads[0].defined() ? as_rows(grads[0]) : Tensor();
     Tensor dx;
     for (int64_t l = s_.L - 1; l >= lowest; --l) {
-      const Tensor output = l == s_.L - 1 ? y.contiguous().view({s_.rows, s_.D * s_.H}) : saved[s_.L + l];
+      const Tensor output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l];
       const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1], l - 1);
       const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
       dx = wants_dx ? at::empty_like(input) : Tensor();
@@ -97,7 +97,7 @@ class Stack {
     }
 
     std::vector<Tensor> result;
-    if (wanted[0]) result.push_back(s_.packed ? dx : dx.view({s_.T, s_.N, s_.C}));
+    if (wanted[0]) result.push_back(as_given(dx));
     for (size_t k = 0; k < h0_.size(); ++k) {
       if (wanted[1 + k]) result.push_back(dstates[k]);
     }
@@ -113,84 +113,132 @@ class Stack {
     return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1, block};
   }
 
-  // Dropout after layer l: of its outputs, and of the gradients that come back to them. The mask is made anew each time.
-  Tensor dropped(const Tensor& values, int64_t l) const {
-    if (dropout_ == 0) return values;
-    Tensor result = at::empty_like(values);
-    Backend::dropout(values, result, seed_, l, dropout_);
+  Shape shape(int64_t inputs) const {
+    Shape result(cell_, inputs, s_.of_cell);
+    result.heads = s_.heads;
     return result;
   }
 
+  std::vector<int64_t> state_shape(int k) const { return {s_.L * s_.D, s_.N, s_.width(cell_.state_width(k))}; }
+
+  // [streams, rows, columns], and the form in which x was given.
+  Tensor as_rows(const Tensor& values) const {
+    return values.contiguous().view({cell_.streams, s_.rows, values.size(-1)});
+  }
+  Tensor as_given(const Tensor& rows) const {
+    std::vector<int64_t> form;
+    if (cell_.streams > 1) form.push_back(cell_.streams);
+    if (s_.packed) {
+      form.insert(form.end(), {s_.rows, rows.size(2)});
+    } else {
+      form.insert(form.end(), {s_.T, s_.N, rows.size(2)});
+    }
+    return rows.view(form);
+  }
+
+  // Dropout after layer l: of its outputs, and of the gradients that come back to them. The mask is made anew each time,
+  // the same for values and their tangents.
+  Tensor dropped(const Tensor& values, int64_t l) const {
+    if (dropout_ == 0) return values;
+    Tensor result = at::empty_like(values);
+    for (int stream = 0; stream < cell_.streams; ++stream) {
+      Backend::dropout(values[stream], result[stream], noise_.seed, l, dropout_);
+    }
+    return result;
+  }
+
+  // The first of the weights of layer l, direction d; of the tangents for stream 1.
+  int64_t first_weight(int stream, int64_t l, int64_t d) const { return ((stream * s_.L + l) * s_.D + d) * s_.weights; }
+
   bool wants_weights(const std::vector<Tensor>& dweights, int64_t l) const {
-    const int64_t count = s_.D * s_.tensors_a_layer();
-    return std::any_of(dweights.begin() + l * count, dweights.begin() + (l + 1) * count,
-                       [](const Tensor& dweight) { return dweight.defined(); });
+    for (int stream = 0; stream < cell_.streams; ++stream) {
+      const auto first = dweights.begin() + first_weight(stream, l, 0);
+      if (std::any_of(first, first + s_.D * s_.weights, [](const Tensor& t) { return t.defined(); })) return true;
+    }
+    return false;
+  }
+
+  // Rows of one stream of [streams, rows, columns].
+  template <class T>
+  static Rows<T> rows_of(const Tensor& values, int stream, int64_t column = 0) {
+    return {values.data_ptr<T>() + stream * values.size(1) * values.size(2) + column, values.size(2)};
+  }
+
+  // State k of layer l, direction d: [N, width].
+  template <class T>
+  T* state_of(const std::vector<Tensor>& states, int k, int64_t l, int64_t d) const {
+    if (states.empty()) return nullptr;
+    return states[k].data_ptr<T>() + (l * s_.D + d) * s_.N * states[k].size(2);
   }
 
   template <class T>
-  static Rows<T> rows_of(const Tensor& matrix, int64_t column = 0) {
-    return {matrix.data_ptr<T>() + column, matrix.size(-1)};
+  Weights<T> weights_of(const std::vector<Tensor>& tensors, int64_t first) const {
+    using Value = std::remove_const_t<T>;
+    auto data = [&]() -> T* {
+      const Tensor& tensor = tensors[first++];
+      return tensor.defined() ? tensor.data_ptr<Value>() : nullptr;
+    };
+    const bool recurrent = cell_.recurrent_gates() > 0;
+    Weights<T> w;
+    w.w_ih = data();
+    if (recurrent) w.w_hh = data();
+    if (s_.bias) w.b_ih = data();
+    if (s_.bias && recurrent) w.b_hh = data();
+    for (int m = 0; m < cell_.matrices; ++m) w.matrix[m] = data();
+    for (int k = 0; k < cell_.params.count; ++k) w.param[k] = data();
+    return w;
   }
 
-  template <class T>
-  static T* data_of(const Tensor& tensor) {
-    return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
-  }
-
-  // Sequence states of layer l, direction d: [N, H] at a time.
-  template <class T>
-  T* state_of(const Tensor& states, int64_t l, int64_t d) const {
-    return states.data_ptr<T>() + (l * s_.D + d) * s_.N * s_.H;
+  NoiseSource noise(int64_t l, int64_t d) const {
+    NoiseSource source = noise_;
+    source.scan = static_cast<uint32_t>(l * s_.D + d);
+    return source;
   }
 
   template <class T>
   void scan_forward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
                     const std::vector<Tensor>& finals) const {
-    const Tensor* w = &weights_[(l * s_.D + d) * s_.tensors_a_layer()];
-    ScanForward<T> p{.cell = Backend::template cell<T>(cell_.name), .steps = steps(d), .C = x.size(1), .H = s_.H};
-    p.x = rows_of<T>(x);
-    p.w_ih = rows_of<T>(w[0]);
-    p.w_hh = rows_of<T>(w[1]);
-    p.b_ih = s_.bias ? data_of<T>(w[2]) : nullptr;
-    p.b_hh = s_.bias ? data_of<T>(w[3]) : nullptr;
-    for (int k = 0; k < cell_.states; ++k) {
-      p.h0[k] = h0_.empty() ? nullptr : state_of<T>(h0_[k], l, d);
-      p.state[k] = state_of<T>(finals[k], l, d);
+    ScanForward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d)};
+    for (int stream = 0; stream < cell_.streams; ++stream) {
+      p.x[stream] = rows_of<T>(x, stream);
+      p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
+      p.y[stream] = rows_of<T>(y, stream, d * h_);
     }
-    p.y = rows_of<T>(y, d * s_.H);
-    if (record.defined()) p.record = rows_of<T>(record.select(0, d));
+    for (int k = 0; k < cell_.all_states(); ++k) {
+      p.h0[k] = state_of<T>(h0_, k, l, d);
+      p.state[k] = state_of<T>(finals, k, l, d);
+    }
+    if (record.defined()) p.record = rows_of<T>(record, d);
     Backend::scan_forward(p);
   }
 
   template <class T>
   void scan_backward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record, const Tensor& dy,
                      const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights) const {
-    const int64_t first = (l * s_.D + d) * s_.tensors_a_layer();
-    ScanBackward<T> p{.cell = Backend::template cell<T>(cell_.name), .steps = steps(d), .C = x.size(1), .H = s_.H};
-    p.x = rows_of<T>(x);
-    p.w_ih = rows_of<T>(weights_[first]);
-    p.w_hh = rows_of<T>(weights_[first + 1]);
-    for (int k = 0; k < cell_.states; ++k) {
-      p.h0[k] = h0_.empty() ? nullptr : state_of<T>(h0_[k], l, d);
-      p.dstate[k] = state_of<T>(dstates[k], l, d);
+    ScanBackward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d)};
+    for (int stream = 0; stream < cell_.streams; ++stream) {
+      p.x[stream] = rows_of<T>(x, stream);
+      p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
+      p.dw[stream] = weights_of<T>(dweights, first_weight(stream, l, d));
+      p.y[stream] = rows_of<T>(y, stream, d * h_);
+      if (dy.defined()) p.dy[stream] = rows_of<T>(dy, stream, d * h_);
+      if (dx.defined()) p.dx[stream] = rows_of<T>(dx, stream);
     }
-    p.y = rows_of<T>(y, d * s_.H);
-    p.record = rows_of<T>(record.select(0, d));
-    if (dy.defined()) p.dy = rows_of<T>(dy, d * s_.H);
-    if (dx.defined()) p.dx = rows_of<T>(dx);
+    for (int k = 0; k < cell_.all_states(); ++k) {
+      p.h0[k] = state_of<T>(h0_, k, l, d);
+      p.dstate[k] = state_of<T>(dstates, k, l, d);
+    }
+    p.record = rows_of<T>(record, d);
     p.accumulate_dx = d > 0;
-    p.dw_ih = data_of<T>(dweights[first]);
-    p.dw_hh = data_of<T>(dweights[first + 1]);
-    p.db_ih = s_.bias ? data_of<T>(dweights[first + 2]) : nullptr;
-    p.db_hh = s_.bias ? data_of<T>(dweights[first + 3]) : nullptr;
     Backend::scan_backward(p);
   }
 
   const CellShape& cell_;
   const Sizes s_;
-  const Tensor x_;  // [rows, C]
+  const int64_t h_;  // width of h
+  const Tensor x_;   // [streams, rows, C]
   const double dropout_;
-  const int64_t seed_;
+  const NoiseSource noise_;
   std::vector<Tensor> h0_, weights_;
   std::vector<int64_t> offsets_;
 };

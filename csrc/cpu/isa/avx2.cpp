@@ -1,14 +1,7 @@
 #include "cpu/kernels.h"
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma")
-#endif
-
-#define RNNEXT_ISA avx2
-#define RNNEXT_VECTOR_BYTES 32
+#include "cpu/isa/avx2.h"
 #include "cpu/kernels_impl.h"
 
 namespace rnnext {
@@ -21,7 +14,5 @@ const InstructionSet avx2_set{"avx2", &supported, true, &avx2::table<float>, &av
 
 }  // namespace rnnext
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "cpu/isa/end.h"
 #endif

@@ -1,8 +1,6 @@
-// What every processor of the architecture has: SSE2 on x86-64, NEON on 64-bit ARM.
 #include "cpu/kernels.h"
 
-#define RNNEXT_ISA baseline
-#define RNNEXT_VECTOR_BYTES 16
+#include "cpu/isa/baseline.h"
 #include "cpu/kernels_impl.h"
 
 namespace rnnext {
@@ -14,3 +12,5 @@ static bool supported() {
 const InstructionSet baseline_set{"baseline", &supported, false, &baseline::table<float>, &baseline::table<double>};
 
 }  // namespace rnnext
+
+#include "cpu/isa/end.h"

@@ -1,0 +1,94 @@
+// What the scans in both directions share: the weights, made ready for products, and the noise.
+#pragma once
+
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/partition.h"
+#include "cpu/workspace.h"
+
+namespace rnnext::cpu {
+
+// A matrix of weights as the right-hand side of products.
+template <class T>
+struct WeightMatrix {
+  RightMatrix<T> matrix;
+  Rows<const T> w;
+  T* buffer = nullptr;
+};
+
+// The matrices of one scan. Transposed in the forward direction (x W^T), as they lie in the backward one (da W).
+template <class T>
+struct WeightMatrices {
+  bool transposed;
+  std::vector<WeightMatrix<T>> ih, hh;  // [streams]
+  std::vector<WeightMatrix<T>> own;     // [streams][matrices]: the cell's own
+
+  void add_buffers(Workspace<T>& workspace) {
+    each([&](WeightMatrix<T>& w) { workspace.add(&w.buffer, w.matrix.buffer_size()); });
+  }
+
+  // All threads of the team call it, and meet before the first product.
+  void pack(const Team& team) {
+    each([&](WeightMatrix<T>& w) { w.matrix.pack(team, w.w, transposed, w.buffer); });
+  }
+
+ private:
+  template <class Work>
+  void each(Work work) {
+    for (auto* matrices : {&ih, &hh, &own}) {
+      for (WeightMatrix<T>& w : *matrices) work(w);
+    }
+  }
+};
+
+// The product of the cell that uses one of its own matrices.
+inline const Product& product_with(const CellShape& cell, int matrix) {
+  const Product* product = cell.product;
+  while (product->matrix != matrix) ++product;
+  return *product;
+}
+
+inline Range share_of(Range all, int64_t part, int64_t parts) {
+  return {all.begin + all.size() * part / parts, all.begin + all.size() * (part + 1) / parts};
+}
+
+// `params`: of a scan in either direction.
+template <class Params>
+int useful_threads(const Params& params) {
+  const Shape& shape = params.shape;
+  int64_t columns = shape.gate_columns();
+  for (int k = 0; k < shape.cell->products; ++k) columns += shape.width(shape.cell->product[k].to);
+  return useful_threads(params.steps, columns, shape.C + shape.H());
+}
+
+// The buffer of one noise of a cell, [rows of a block, width].
+template <class T>
+Rows<const T> noise_rows(const Noise& noise, const Shape& shape, const T* buffer) {
+  return {buffer, shape.width(noise.width)};
+}
+
+// The noise of a block; the threads do not meet after it.
+template <class T, class Params>
+void draw_noise(const Team& team, const Params& params, int64_t block, T* const* buffers) {
+  const CellShape& cell = *params.shape.cell;
+  for (int k = 0; k < cell.noises; ++k) {
+    const Noise& noise = cell.noise[k];
+    const int64_t width = params.shape.width(noise.width);
+    const Range rows = params.steps.rows_of(block), steps = team.share(params.steps.steps_of(block).size());
+    for (int64_t i = steps.begin; i < steps.end; ++i) {
+      const int64_t t = params.steps.steps_of(block).begin + i, row = params.steps.first(t);
+      const int64_t count = params.steps.rows(t) * width;
+      T* target = buffers[k] + (row - rows.begin) * width;
+      if (params.noise.drawn) {
+        kernels<T>().noise(noise, noise.per_sequence ? 0 : row * width, count, target, params.noise.seed,
+                           params.noise.scan, k);
+      } else {
+        std::fill_n(target, count, static_cast<T>(noise.expectation()));
+      }
+    }
+  }
+}
+
+}  // namespace rnnext::cpu

@@ -1,0 +1,249 @@
+// Gradients of the weights: sums over the rows of a block of gradient times operand.
+#pragma once
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/partition.h"
+#include "cpu/workspace.h"
+
+namespace rnnext::cpu {
+
+// Rows of a block, rounded up: to a power of two, then to a multiple of 64. The products that sum over rows then have
+// few distinct depths. Zeros fill the rest.
+inline int64_t padded(int64_t rows) {
+  int64_t depth = 1;
+  while (depth < 64 && depth < rows) depth *= 2;
+  return (rows + depth - 1) / depth * depth;
+}
+
+// State k before step t, from sequence n on: of sequences that began before (`continued`) it lies among the outputs, of
+// the others it is the initial state.
+template <class T>
+Rows<const T> states_before(const ScanBackward<T>& p, int k, int64_t t, int64_t n, bool continued, const T* zeros) {
+  const CellShape& cell = *p.shape.cell;
+  const int stream = k / cell.states.count, i = k % cell.states.count;
+  if (!continued) {
+    return p.h0[k] ? Rows<const T>{p.h0[k], p.shape.state_width(k)}.from(n) : Rows<const T>{zeros, 0};
+  }
+  const int64_t row = p.steps.first(p.steps.previous(t)) + n;
+  if (i == 0) return p.y[stream].from(row);
+  const int recorded = cell.saved.count + stream * (cell.states.count - 1) + i - 1;
+  return p.record.from(row, p.shape.record.offset[recorded]);
+}
+
+// What a matrix was multiplied by, cut into panels: [panel][padded rows][columns of the panel].
+template <class T>
+struct Operand {
+  enum Kind { kInput, kState, kSaved };
+  Kind kind;
+  int index;  // of the stream, of the state, of the saved value
+  int64_t width;
+  int64_t blocks;  // no panel straddles them
+  T* panels = nullptr;
+
+  bool operator==(const Operand& o) const { return kind == o.kind && index == o.index && blocks == o.blocks; }
+
+  // Calls work(column, width) for the panels in columns begin .. end.
+  template <class Work>
+  void each_panel(int64_t begin, int64_t end, Work work) const {
+    const int64_t block = width / blocks;
+    for (int64_t c = begin, next; c < end; c = next) {
+      next = std::min({end, c + kPanelWidth, (c / block + 1) * block});
+      work(c, next - c);
+    }
+  }
+};
+
+// One gradient of a matrix, and of its bias.
+template <class T>
+struct Target {
+  int operand;  // -1: no matrix
+  T* dw;        // [rows, columns], or null
+  int64_t columns;
+  T* db;          // [rows], or null
+  int64_t shift;  // gradient column - row of dw
+  bool first;     // nothing is there before the first block
+};
+
+// Columns of the gradients, all targets of which are served by one transposition.
+template <class T>
+struct GradientColumns {
+  Range columns;
+  int64_t block;  // rows of a target that see the same columns of the operand
+  std::vector<Target<T>> targets;
+};
+
+template <class T>
+class WeightGradients {
+ public:
+  WeightGradients(const ScanBackward<T>& params, int threads) : p_(params), threads_(threads) {
+    const CellShape& cell = *p_.shape.cell;
+    for (int s = 0; s < cell.streams; ++s) {
+      add_gates(s);
+      for (int k = 0; k < cell.products; ++k) add_product(s, cell.product[k], cell.slots() + k);
+    }
+    std::erase_if(columns_, [](const GradientColumns<T>& c) { return c.targets.empty() || c.columns.size() == 0; });
+  }
+
+  void add_buffers(Workspace<T>& workspace) {
+    const int64_t depth = padded(p_.steps.most_rows_in_a_block());
+    for (Operand<T>& operand : operands_) workspace.add(&operand.panels, depth * operand.width);
+    workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * depth);
+  }
+
+  // Adds what a block gives; `gradients` has its rows. The threads do not meet after it.
+  void add_block(const Team& team, int64_t block, Rows<const T> gradients, const T* zeros, bool first) const {
+    const int64_t rows = p_.steps.rows_of(block).size(), depth = padded(rows);
+    for (const Operand<T>& operand : operands_) pack(team, operand, block, depth, zeros);
+    team.sync();
+    T* transposed = transposed_ + team.rank * kRowChunk * padded(p_.steps.most_rows_in_a_block());
+    for (const GradientColumns<T>& c : columns_) {
+      const Range mine = team.share(c.columns.size(), kUnitGrain);
+      for (int64_t i = mine.begin, end; i < mine.end; i = end) {
+        end = std::min({mine.end, i + kRowChunk, (i / c.block + 1) * c.block});
+        add_chunk(c, {i, end}, gradients, rows, Rows<T>{transposed, depth}, first);
+      }
+    }
+    add_params(team, gradients, rows, first);
+  }
+
+ private:
+  int add(const Operand<T>& operand) {
+    const auto found = std::find(operands_.begin(), operands_.end(), operand);
+    if (found != operands_.end()) return found - operands_.begin();
+    operands_.push_back(operand);
+    return operands_.size() - 1;
+  }
+
+  bool first_into(const T* target) { return target && begun_.insert(target).second; }
+
+  // Of stream s, the gradient of W_ih meets x; of the second stream, it also meets dx, and the tangent's meets x.
+  void add_gates(int s) {
+    const Shape& shape = p_.shape;
+    const CellShape& cell = *shape.cell;
+    const int64_t H = shape.H(), base = shape.gradients.offset[s * cell.gradients()];
+    const int64_t block = shape.heads > 1 ? H / shape.heads : shape.gradients.columns;
+    std::vector<Target<T>> inputs, hidden;
+    for (int tangent = 0; tangent <= s; ++tangent) {
+      const Weights<T>& dw = p_.dw[tangent];
+      const int source = s - tangent;
+      T* db_ih = tangent == s ? dw.b_ih : nullptr;
+      T* db_hh = tangent == s ? dw.b_hh : nullptr;
+      if (dw.w_ih || db_ih) {
+        const int operand = dw.w_ih ? add({Operand<T>::kInput, source, shape.C, 1}) : -1;
+        inputs.push_back({operand, dw.w_ih, shape.C, db_ih, base, first_into(dw.w_ih)});
+      }
+      if (dw.w_hh || db_hh) {
+        const int state = source * cell.states.count;
+        const int operand = dw.w_hh ? add({Operand<T>::kState, state, shape.state_width(state), shape.heads}) : -1;
+        hidden.push_back({operand, dw.w_hh, shape.head_width(), db_hh, base, first_into(dw.w_hh)});
+      }
+    }
+    const int64_t summed = base + cell.summed * H, gates = base + cell.gates() * H;
+    columns_.push_back({{base, summed}, block, inputs});
+    columns_.back().targets.insert(columns_.back().targets.end(), hidden.begin(), hidden.end());
+    columns_.push_back({{summed, gates}, block, inputs});
+    for (Target<T>& target : hidden) target.shift = gates - cell.summed * H;
+    columns_.push_back({{gates, gates + cell.apart * H}, block, hidden});
+  }
+
+  void add_product(int s, const Product& product, int k) {
+    const Shape& shape = p_.shape;
+    const int64_t base = shape.gradients.offset[s * shape.cell->gradients() + k], from = shape.width(product.from);
+    std::vector<Target<T>> targets;
+    for (int tangent = 0; tangent <= s; ++tangent) {
+      T* dw = p_.dw[tangent].matrix[product.matrix];
+      if (!dw) continue;
+      const int source = s - tangent;
+      const Operand<T> operand =
+          product.state >= 0
+              ? Operand<T>{Operand<T>::kState, source * shape.cell->states.count + product.state, from, 1}
+              : Operand<T>{Operand<T>::kSaved, product.saved[source], from, 1};
+      targets.push_back({add(operand), dw, from, nullptr, base, first_into(dw)});
+    }
+    columns_.push_back({{base, base + shape.width(product.to)}, shape.gradients.columns, targets});
+  }
+
+  // Cuts row `k` of the operand into the panels.
+  static void scatter(const Operand<T>& operand, const T* row, int64_t k, int64_t depth) {
+    operand.each_panel(0, operand.width, [&](int64_t c, int64_t width) {
+      T* target = operand.panels + c * depth + k * width;
+      row ? std::copy_n(row + c, width, target) : std::fill_n(target, width, T(0));
+    });
+  }
+
+  void pack(const Team& team, const Operand<T>& operand, int64_t block, int64_t depth, const T* zeros) const {
+    const Range rows = p_.steps.rows_of(block), mine = team.share(depth);
+    if (operand.kind == Operand<T>::kState) {
+      const Range steps = p_.steps.steps_of(block);
+      for (int64_t t = steps.begin; t < steps.end; ++t) {
+        const int64_t first = p_.steps.first(t) - rows.begin, continued = p_.steps.continued(t);
+        const Rows<const T> before = states_before(p_, operand.index, t, 0, true, zeros);
+        const Rows<const T> initial = states_before(p_, operand.index, t, 0, false, zeros);
+        const int64_t end = std::min(mine.end, first + p_.steps.rows(t));
+        for (int64_t k = std::max(mine.begin, first); k < end; ++k) {
+          const int64_t n = k - first;
+          scatter(operand, n < continued ? before[n] : initial[n], k, depth);
+        }
+      }
+    } else {
+      const Rows<const T> values = operand.kind == Operand<T>::kInput
+                                       ? p_.x[operand.index]
+                                       : p_.record.from(0, p_.shape.record.offset[operand.index]);
+      for (int64_t k = mine.begin; k < std::min(mine.end, rows.size()); ++k) {
+        scatter(operand, values[rows.begin + k], k, depth);
+      }
+    }
+    for (int64_t k = std::max(mine.begin, rows.size()); k < mine.end; ++k) scatter(operand, nullptr, k, depth);
+  }
+
+  // `chunk`: counted from the first of the columns.
+  void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, int64_t rows, Rows<T> transposed,
+                 bool first_block) const {
+    const int64_t depth = transposed.stride, begin = c.columns.begin + chunk.begin;
+    kernels<T>().transpose(rows, chunk.size(), gradients.from(0, begin), transposed);
+    for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows, transposed[j] + depth, T(0));
+    for (const Target<T>& target : c.targets) {
+      const int64_t row = begin - target.shift;
+      if (target.db) {
+        kernels<T>().row_sums(chunk.size(), depth, Rows<const T>(transposed), target.db + row, !first_block);
+      }
+      if (!target.dw) continue;
+      const Operand<T>& operand = operands_[target.operand];
+      const int64_t column =
+          target.columns == operand.width ? 0 : chunk.begin % p_.shape.H() / c.block * target.columns;
+      const Rows<T> dw = Rows<T>{target.dw, target.columns}.from(row);
+      operand.each_panel(column, column + target.columns, [&](int64_t panel, int64_t width) {
+        gemm<T>(chunk.size(), width, depth, transposed, Rows<const T>{operand.panels + panel * depth, width},
+                dw.from(0, panel - column), !(first_block && target.first));
+      });
+    }
+  }
+
+  void add_params(const Team& team, Rows<const T> gradients, int64_t rows, bool first) const {
+    const CellShape& cell = *p_.shape.cell;
+    for (int s = 0; s < cell.streams; ++s) {
+      for (int k = 0; k < cell.params.count; ++k) {
+        T* target = p_.dw[s].param[k];
+        if (!target) continue;
+        const Range mine = team.share(p_.shape.width(cell.params.width[k]), kUnitGrain);
+        const int64_t column = p_.shape.gradients.offset[s * cell.gradients() + cell.slots() + cell.products + k];
+        kernels<T>().column_sums(rows, mine.size(), gradients.from(0, column + mine.begin), target + mine.begin,
+                                 !first);
+      }
+    }
+  }
+
+  const ScanBackward<T>& p_;
+  const int threads_;
+  std::vector<Operand<T>> operands_;
+  std::vector<GradientColumns<T>> columns_;
+  std::set<const T*> begun_;
+  T* transposed_ = nullptr;
+};
+
+}  // namespace rnnext::cpu

@@ -1,0 +1,262 @@
+"""Compile written cells and register them with the op; a cache keeps what was compiled.
+
+Everything that decides what a compiled cell is (the recorded step, the generator and the headers
+it builds on, compiler, flags, instruction set) is hashed into its name, and its folder in the cache
+has that name: nothing in it is ever out of date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rnnext import reference
+from rnnext.codegen.record import record
+
+if TYPE_CHECKING:
+    from rnnext.cell import Declaration
+
+_PACKAGE = Path(__file__).parent.parent
+_LOCK = threading.RLock()
+_NAMES: dict[tuple[Declaration, int], str | None] = {}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A cell in the cache.
+
+    Attributes:
+        name: by which the op knows it.
+        folder: with ``cell.h``, the generated code, and ``cell.so``.
+    """
+
+    name: str
+    folder: Path
+
+
+def kernel(declaration: Declaration, streams: int = 1) -> str | None:
+    """The name by which the op knows a cell; compiled at the first call, unless it is cached.
+
+    Args:
+        declaration: the cell.
+        streams: 2 for its jvp cell, which carries values and tangents.
+
+    Returns:
+        The name; None where nothing can be compiled, after one warning: no compiler, or
+        RNNEXT_COMPILE=0.
+
+    Raises:
+        CellError: a step that can't be compiled.
+        RuntimeError: the compiler failed.
+    """
+    with _LOCK:
+        key = (declaration, streams)
+        if key not in _NAMES:
+            # In a thread of its own: this one may be in the middle of a transform, a trace, or a
+            # mode of autograd, and these belong to a thread.
+            with ThreadPoolExecutor(1) as thread:
+                compiled = thread.submit(compile, declaration, streams).result()
+            if compiled is not None:
+                _load(compiled, declaration if streams == 1 else None)
+            _NAMES[key] = compiled.name if compiled else None
+        return _NAMES[key]
+
+
+def check(declaration: Declaration) -> None:
+    """Raise what compiling a cell would, where it can be compiled at all and is not yet.
+
+    Raises:
+        CellError: a step that can't be compiled.
+    """
+    with _LOCK, ThreadPoolExecutor(1) as thread:
+        thread.submit(_check, declaration).result()
+
+
+def compile(declaration: Declaration, streams: int = 1) -> Compiled | None:
+    """The compiled cell in the cache, put there if need be; None as for `kernel`."""
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    compiled = _place(declaration, streams, compiler)
+    library = compiled.folder / "cell.so"
+    if not library.exists():
+        with _only_process(compiled.folder):
+            if not library.exists():  # another one may have been quicker
+                _build(compiled.folder, *_generate(declaration, streams, compiled.name), compiler)
+    return compiled
+
+
+def _check(declaration: Declaration) -> None:
+    compiler = _compiler()
+    if compiler is None:
+        record(declaration)
+        return
+    compiled = _place(declaration, 1, compiler)
+    if not (compiled.folder / "cell.so").exists():
+        _generate(declaration, 1, compiled.name)
+
+
+def _place(declaration: Declaration, streams: int, compiler: tuple[str, ...]) -> Compiled:
+    """Name and folder of a cell, compiled or not."""
+    isa = torch.ops.rnnext.instruction_set()
+    parts = (_sources(), torch.__version__, _version(compiler), _flags(), isa, streams)
+    text = "\n".join(map(str, (*parts, declaration.name, record(declaration).text)))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = f"{declaration.name}{'_jvp' if streams == 2 else ''}_{digest}"
+    return Compiled(name, cache_folder() / name)
+
+
+@functools.lru_cache(maxsize=8)
+def _generate(declaration: Declaration, streams: int, name: str) -> tuple[str, str]:
+    """The header, and the name of the struct in it."""
+    # Not imported where the cell is cached: it takes longer than all the rest.
+    emit, trace = (import_module(f"rnnext.codegen.{module}") for module in ("emit", "trace"))
+    program = trace.lower(record(declaration), streams)
+    return emit.header(program, name), emit.struct_name(program)
+
+
+def cache_folder() -> Path:
+    """RNNEXT_CACHE, or rnnext in the user's cache folder."""
+    if named := os.environ.get("RNNEXT_CACHE"):
+        return Path(named).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "rnnext"
+
+
+def headers_folder() -> Path:
+    """The headers that a cell includes: in the package, or in the source tree beside it."""
+    installed = _PACKAGE / "include"
+    return installed if installed.exists() else _PACKAGE.parent / "csrc"
+
+
+def _load(compiled: Compiled, declaration: Declaration | None) -> None:
+    try:
+        torch.ops.rnnext.load_cell(str(compiled.folder / "cell.so"))
+    except RuntimeError as e:
+        raise RuntimeError(f"{e}\nRemove {compiled.folder} and try again") from None
+    if declaration is not None:
+        reference.CELLS[compiled.name] = declaration  # where there are no kernels, and for tests
+
+
+@functools.cache
+def _compiler() -> tuple[str, ...] | None:
+    """The C++ compiler's command: CXX if set, else the first of c++, g++ and clang++."""
+    if os.environ.get("RNNEXT_COMPILE") == "0":
+        reason = "RNNEXT_COMPILE=0"
+    else:
+        named = os.environ.get("CXX", "").strip()
+        for command in [named] if named else ["c++", "g++", "clang++"]:
+            if shutil.which(shlex.split(command)[0]):
+                return tuple(shlex.split(command))
+        looked = named or "c++, g++, clang++"
+        reason = f"there is no C++ compiler (looked for {looked}; name yours with CXX=...)"
+    warnings.warn(
+        f"{reason}: cells written in Python run step by step in PyTorch, several times slower",
+        stacklevel=2,
+    )
+    return None
+
+
+@functools.cache
+def _flags() -> tuple[str, ...]:
+    """The flags that the built-in cells were compiled with, but for those that concern torch."""
+    flags = shlex.split(str(import_module("rnnext._build").cxx_flags))
+    return tuple(f for f in flags if f != "-fopenmp" and "_GLIBCXX_" not in f)
+
+
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> str:
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+
+
+@functools.cache
+def _sources() -> str:
+    """What generates cells and what they include, as one digest."""
+    digest = hashlib.sha256()
+    for folder, pattern in ((_PACKAGE / "codegen", "*.py"), (headers_folder(), "**/*.h")):
+        for file in sorted(folder.glob(pattern)):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """Wait for other processes that build the same cell. A lock ends with its process."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+_UNIT = """\
+#include "cpu/isa/{isa}.h"
+#include "cpu/written.h"
+
+#include "cell.h"
+
+RNNEXT_WRITTEN_CELL({struct})
+#include "cpu/isa/end.h"
+"""
+
+_NINJA = """\
+rule compile
+  command = {compiler} {flags} -fPIC {include} -DRNNEXT_CELL_TYPE=$type -c $in -o $out
+rule link
+  command = {compiler} -shared $in -o $out
+build f32.o: compile cell.cpp
+  type = float
+build f64.o: compile cell.cpp
+  type = double
+build cell.so: link f32.o f64.o
+"""
+
+
+def _build(folder: Path, header: str, struct: str, compiler: tuple[str, ...]) -> None:
+    """Compile a header; `folder` appears at once and whole, or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+        work = Path(scratch) / "cell"
+        work.mkdir()
+        (work / "cell.h").write_text(header)
+        isa = torch.ops.rnnext.instruction_set()
+        (work / "cell.cpp").write_text(_UNIT.format(isa=isa, struct=struct))
+        words = {"compiler": compiler, "flags": _flags(), "include": [f"-I{headers_folder()}"]}
+        escaped = {name: shlex.join(text).replace("$", "$$") for name, text in words.items()}
+        (work / "build.ninja").write_text(_NINJA.format(**escaped))
+        result = subprocess.run([_ninja()], cwd=work, capture_output=True, text=True)
+        if result.returncode:
+            kept = folder.with_suffix(".failed")
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(work, kept)
+            raise RuntimeError(
+                f"compiling the cell failed; its files are in {kept}, and RNNEXT_COMPILE=0 runs it "
+                f"in PyTorch.\n{result.stdout}{result.stderr}"
+            )
+        shutil.rmtree(folder, ignore_errors=True)  # without its library
+        work.rename(folder)
+
+
+def _ninja() -> str:
+    """The program of the ninja package, or the system's."""
+    scripts = sysconfig.get_path("scripts")
+    found = shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
+    if found is None:
+        raise RuntimeError("there is no ninja, which builds cells: python -m pip install ninja")
+    return found

@@ -1,0 +1,245 @@
+"""Turn a traced graph of aten operations on (N, width) into nodes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx
+
+from rnnext.codegen.aten import FILLED, HANDLERS, RESHAPES, base_name
+from rnnext.codegen.errors import call_name, node_error, spelling, unsupported
+from rnnext.codegen.ir import Node, Width
+from rnnext.codegen.record import Recording
+from rnnext.codegen.simplify import Builder
+
+_ROWS = "N"
+_MEASURES = (torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default)
+_SIZE_OPS = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+    operator.pow: "pow",
+    operator.neg: "neg",
+    torch.sym_max: "maximum",
+    torch.sym_min: "minimum",
+    torch.sym_sqrt: "sqrt",
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What a placeholder of the traced graph stands for."""
+
+    op: str  # as of nodes; "ruler": only there to be measured
+    index: int
+    width: Width
+    name: str = ""  # of the step's argument
+    stream: int = 0
+
+
+Result = tuple[str, int]  # what an output of the traced graph is: ("next", 0), ("operand", 1), ...
+
+
+class Converter:
+    """Makes a node of each operation, when it is first needed.
+
+    Axes are told apart by their symbolic sizes. Without axes of size 1, a value is (N, width),
+    (N,), (width,) or a scalar, and all of these are a node: one value a row is of width 1, and
+    what is the same for all rows is simply repeated. Hence the gradient of such a value, in torch
+    a sum over N, is one row's share of it here, and sums over N (they occur in the backward only,
+    which is linear in them) do nothing.
+    """
+
+    def __init__(
+        self, recording: Recording, leaves: Sequence[Leaf], graph: fx.Graph, keep_detach: bool
+    ) -> None:
+        self.recording = recording
+        self.keep_detach = keep_detach
+        self.make = Builder()
+        self.graph = graph
+        self.nodes: dict[fx.Node, Node] = {}
+        self.operands: dict[int, fx.Node] = {}
+        self.axes: dict[object, Width] = {}
+        self.sizes: dict[Width, Node] = {}
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self.leaves = dict(zip(placeholders, leaves, strict=True))
+        for node, leaf in self.leaves.items():
+            if leaf.op != "ruler":
+                continue
+            rows, units = map(_symbol, node.meta["val"].shape)
+            self.axes |= {rows: _ROWS, units: leaf.width}
+            self.sizes[leaf.width] = self.make.leaf("size", leaf.index)
+            if not (getattr(rows, "is_Symbol", False) and getattr(units, "is_Symbol", False)):
+                problem = "its step compares sizes, but has to be the same for all of them"
+                raise node_error(recording.declaration, problem, None)
+
+    def run(self, results: Sequence[Result]) -> dict[Result, Node]:
+        """The node of each result, a constant 0 where there is none."""
+        outputs = dict(zip(results, list(self.graph.nodes)[-1].args[0], strict=True))
+        self.operands = {i: node for (kind, i), node in outputs.items() if kind == "operand"}
+        zero = self.make.constant(0.0)
+        return {
+            result: zero if output is None else self.make.number(self._convert(output))
+            for result, output in outputs.items()
+        }
+
+    def _convert(self, root: fx.Node) -> Node:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            waiting = [need for need in self._needs(node) if need not in self.nodes]
+            if waiting and node not in self.nodes:
+                stack += reversed(waiting)
+                continue
+            stack.pop()
+            if node not in self.nodes:
+                self.make.source = node.meta.get("source", "")
+                self.make.backward = "source" not in node.meta
+                self.nodes[node] = self._made(node)
+        return self.nodes[root]
+
+    def _needs(self, node: fx.Node) -> list[fx.Node]:
+        leaf = self.leaves.get(node)
+        if leaf is None:
+            return list(_arguments(node))
+        if leaf.op == "product" and leaf.stream == 1:
+            return [self.operands[leaf.index - len(self.recording.products)], self._operand(leaf)]
+        return [self._operand(leaf)] if leaf.op in ("product", "doperand") else []
+
+    def _operand(self, leaf: Leaf) -> fx.Node:
+        return self.operands[leaf.index]
+
+    def _made(self, node: fx.Node) -> Node:
+        leaf = self.leaves.get(node)
+        if leaf is not None:
+            return self._leaf(node, leaf)
+        if node.op == "get_attr":
+            return self._constant(node)
+        if not isinstance(node.meta.get("val"), Tensor):
+            return self._size(node)
+        name, layout = base_name(node.target), self._layout(node)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            self._fail(node, "draws random numbers: declare them in `noise`")
+        if layout is None:
+            self._unsupported(node)
+        made: Node | None
+        if name in RESHAPES:
+            made = self._reshaped(node, layout)
+        elif name == "sum":
+            made = self._sum(node, *node.args[1:2])
+        elif name in HANDLERS:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
+            made = HANDLERS[name](self.make, *args, **kwargs)
+        else:
+            made = None
+        if made is None:
+            self._unsupported(node)
+        is_boolean = node.meta["val"].dtype is torch.bool
+        return self.make.boolean(made) if is_boolean else self.make.number(made)
+
+    def _known(self, arg: fx.Node) -> Any:
+        return self.nodes.get(arg, arg)
+
+    def _leaf(self, node: fx.Node, leaf: Leaf) -> Node:
+        if leaf.op == "product":
+            args = tuple(self.nodes[operand] for operand in self._needs(node))
+            return self.make.product(args, leaf.index, leaf.width)
+        if leaf.op == "doperand" and self.nodes[self._operand(leaf)].op == "state":
+            return self.make.constant(0.0)  # the engine adds this gradient
+        return self.make.leaf(leaf.op, leaf.index, leaf.width)
+
+    def _constant(self, node: fx.Node) -> Node:
+        value = getattr(self.graph.owning_module, str(node.target))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            self._unsupported(node)
+        return self.make.constant(value.item())
+
+    def _size(self, node: fx.Node) -> Node:
+        if node.target in _MEASURES:
+            axes = self._axes_of(node.args[0])
+            axes = axes if len(node.args) == 1 else [axes[node.args[1]]]  # type: ignore[index]
+            if not set(axes) <= {1, *self.sizes}:
+                self._fail(node, "uses the number of rows as a value: a step is the same for any")
+            count = self.make.constant(1.0)
+            for axis in axes:
+                count = count if axis == 1 else self.make("mul", count, self.sizes[axis])  # type: ignore[index]
+            return count
+        args = [
+            self.nodes[arg] if isinstance(arg, fx.Node) else self.make.constant(arg)  # type: ignore[arg-type]
+            for arg in node.args
+        ]
+        if node.target is torch.sym_float:
+            return args[0]
+        if node.target is operator.floordiv:
+            return self.make("floor", self.make("div", *args))
+        if node.target not in _SIZE_OPS:
+            self._unsupported(node)
+        return self.make(_SIZE_OPS[node.target], *args)
+
+    def _axes_of(self, node: Any) -> list[Width | None]:
+        shape = map(_symbol, node.meta["val"].shape)
+        return [1 if size == 1 else self.axes.get(size) for size in shape]
+
+    def _layout(self, node: Any) -> tuple[Width | None, ...] | None:
+        """The axes apart from those of size 1, None if these are no rows of units."""
+        layout = tuple(axis for axis in self._axes_of(node) if axis != 1)
+        units = layout[1:] if layout[:1] == (_ROWS,) else layout
+        return layout if len(units) <= 1 and not {None, _ROWS} & set(units) else None
+
+    def _reshaped(self, node: fx.Node, layout: tuple[Width | None, ...]) -> Node | None:
+        source = self._layout(node.args[0])
+        grows = base_name(node.target) in ("expand", "broadcast_in_dim")
+        if source is None or not (set(source) <= set(layout) if grows else source == layout):
+            return None
+        made = self.nodes[node.args[0]]  # type: ignore[index]
+        call = node.meta.get("call")
+        if self.keep_detach and call is not None and call_name(call) in ("detach", "data"):
+            return made if made.op == "constant" else self.make.detach(made)
+        return made
+
+    def _sum(self, node: fx.Node, dims: Any = None) -> Node:
+        axes = self._axes_of(node.args[0])
+        made = self.make.number(self.nodes[node.args[0]])  # type: ignore[index]
+        for dim in dims or range(len(axes)):
+            axis = axes[dim]
+            if axis == _ROWS and not self.make.backward:
+                self._fail(node, "adds up rows of the batch: a step is the same for each row")
+            if axis not in (1, _ROWS):
+                made = self.make.sum(made, self.sizes[axis])  # type: ignore[index]
+        return made
+
+    def _fail(self, node: fx.Node, problem: str) -> NoReturn:
+        call = node.meta.get("call")
+        name = spelling(call) if call is not None else f"the derivative ({node.target})"
+        raise node_error(self.recording.declaration, f"{name} {problem}", call)
+
+    def _unsupported(self, node: fx.Node) -> NoReturn:
+        call = node.meta.get("call")
+        names = [call_name(call)] if call is not None else []
+        if isinstance(node.target, torch._ops.OpOverload):
+            names.append(base_name(node.target))
+        self._fail(node, unsupported(*names))
+
+
+def _arguments(node: fx.Node) -> Sequence[fx.Node]:
+    """The arguments whose values count: not those that only say a shape."""
+    if node.target in _MEASURES:
+        return ()
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = base_name(node.target)
+        if name in FILLED:
+            place = FILLED[name]
+            value = node.args[place] if isinstance(place, int) else None
+            return [value] if isinstance(value, fx.Node) else []
+        if name in RESHAPES or name == "sum":
+            return node.all_input_nodes[:1]
+    return node.all_input_nodes
+
+
+def _symbol(size: int | torch.SymInt) -> object:
+    return size.node.expr if isinstance(size, torch.SymInt) else size

@@ -1,0 +1,222 @@
+"""Derivatives that need more than the kernels' own backward: forward mode, and under it all of
+torch.func; double backward reaches the same forward mode from csrc/autograd.cpp.
+
+The forward-mode derivative of a cell is a cell too, of values and their tangents: the engine runs
+it, and its backward is the cell's second derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rnnext import reference
+
+
+def rnn_jvp(
+    cell: str,
+    x: Tensor,
+    h0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    dx: Tensor,
+    dh0: Sequence[Tensor],
+    dweights: Sequence[Tensor],
+    *options: Any,
+) -> list[Tensor]:
+    """The op `rnnext::rnn_jvp`: tangents of the outputs of `rnnext::rnn`, differentiable.
+
+    Args:
+        cell, x, h0, weights, options: as `rnnext::rnn`.
+        dx, dh0, dweights: tangents of x, h0 and weights, of their shapes.
+
+    Raises:
+        NotImplementedError: cell is the derivative of a cell itself.
+    """
+    if cell not in reference.CELLS:
+        raise NotImplementedError(
+            f"rnnext: third derivatives are not implemented ({cell} is a derivative already); "
+            "rnnext.reference.rnn has all orders"
+        )
+    declaration = reference.CELLS[cell]
+    name = import_module("rnnext.codegen.build").kernel(declaration, streams=2)
+    if name is None:  # no compiler
+        return _reference_jvp(declaration, x, h0, weights, dx, dh0, dweights, options)
+    run = rnn if transforms_active() else torch.ops.rnnext.rnn
+    y, *states = run(name, torch.stack([x, dx]), [*h0, *dh0], [*weights, *dweights], *options)
+    return [y[1], *states[len(states) // 2 :]]
+
+
+def _reference_jvp(
+    declaration: Any,
+    x: Tensor,
+    h0: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    dx: Tensor,
+    dh0: Sequence[Tensor],
+    dweights: Sequence[Tensor],
+    options: Sequence[Any],
+) -> list[Tensor]:
+    def run(x: Tensor, h0: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        return reference.rnn(
+            declaration, x, h0, weights, **dict(zip(_OPTIONS, options, strict=True))
+        )
+
+    primals, tangents = (x, list(h0), list(weights)), (dx, list(dh0), list(dweights))
+    return list(torch.func.jvp(run, primals, tangents)[1])
+
+
+_OPTIONS = ("batch_sizes", "seed", "num_layers", "bidirectional", "dropout", "sizes")
+
+torch.library.impl("rnnext::rnn_jvp", "CompositeImplicitAutograd", rnn_jvp)
+
+
+def transforms_active() -> bool:
+    """Whether forward mode or a transform of torch.func is on."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def rnn(
+    cell: str, x: Tensor, h0: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+) -> list[Tensor]:
+    """`rnnext::rnn` where `transforms_active`: torch's own functions of C++ refuse them there."""
+    call = _Call(cell, len(h0), options)
+    return list(_Rnn.apply(call, x, *h0, *weights)[: call.outputs])
+
+
+class _Call(NamedTuple):
+    """A call of the op, but for its tensors x, *h0, *weights."""
+
+    cell: str
+    states: int
+    options: tuple[Any, ...]
+
+    @property
+    def outputs(self) -> int:
+        """y, and the final states."""
+        sizes = self.options[-1]
+        return 1 + len(torch.ops.rnnext.cell_shape(self.cell, [1] * (1 + len(sizes)))[3:])
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        end = 1 + self.states
+        return tensors[0], list(tensors[1:end]), list(tensors[end:])
+
+    def jvp(self, tensors: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> list[Tensor]:
+        """The tangents of the outputs: J v."""
+        given = [
+            torch.zeros_like(tensor) if tangent is None else tangent
+            for tensor, tangent in zip(tensors, tangents, strict=True)
+        ]
+        split = *self.split(tensors), *self.split(given)
+        return rnn_jvp(self.cell, *split, *self.options)
+
+    def gradient_of_jvp(
+        self,
+        tensors: Sequence[Tensor],
+        tangents: Sequence[Tensor | None],
+        grads: Sequence[Tensor | None],
+    ) -> tuple[Tensor, ...]:
+        """The gradients that reach the tensors from <grads, J v>."""
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            results = self.jvp(tensors, tangents)
+            return tuple(r for r, g in zip(results, grads, strict=True) if g is not None)
+
+        gradient = torch.func.vjp(run, *tensors)[1]
+        return gradient(tuple(g for g in grads if g is not None))
+
+
+class _Rnn(torch.autograd.Function):
+    """`rnnext::rnn` with the rules that transforms need; also gives what backward reads."""
+
+    @staticmethod
+    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.rnnext.rnn_train(call.cell, *call.split(tensors), *call.options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, *tensors = inputs
+        ctx.inputs, ctx.results = len(tensors), len(output)
+        kept = output[ctx.call.outputs :]
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, output[0], *kept)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        tensors, kept = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
+        mask = ctx.needs_input_grad[1:]
+        results = _RnnBackward.apply(
+            *(ctx.call, mask, len(kept)), *kept, *grads[: ctx.call.outputs], *tensors
+        )
+        found = iter(results)
+        return None, *(next(found) if wanted else None for wanted in mask)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        results = ctx.call.jvp(ctx.saved_tensors, tangents)
+        return *results, *[None] * (ctx.results - len(results))
+
+
+class _RnnBackward(torch.autograd.Function):
+    """`rnnext::rnn_backward`, the gradients J^T g that `mask` wants, for transforms.
+
+    Its derivatives follow from those of J v: <v, J^T g> = <J v, g>, and the change of J^T g along v
+    is the gradient of <g, J v>, as second derivatives are symmetric.
+    """
+
+    @staticmethod
+    def forward(
+        call: _Call, mask: tuple[bool, ...], kept: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        y, *saved = tensors[:kept]
+        grads, inputs = tensors[kept : kept + call.outputs], tensors[kept + call.outputs :]
+        split = call.split(inputs)
+        return tuple(
+            torch.ops.rnnext.rnn_backward(
+                grads, y, saved, call.cell, *split, *call.options, list(mask)
+            )
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, ctx.mask, ctx.kept, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def _split(ctx: Any) -> tuple[Any, Any, Any]:
+        """What was kept, the output gradients, the inputs."""
+        tensors, end = ctx.saved_tensors, ctx.kept + ctx.call.outputs
+        return tensors[: ctx.kept], tensors[ctx.kept : end], tensors[end:]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        _, grads, inputs = _RnnBackward._split(ctx)
+        found = iter(cotangents)
+        v = [next(found) if wanted else None for wanted in ctx.mask]
+        moved = ctx.call.jvp(inputs, v)
+        to_grads = [None if g is None else m for m, g in zip(moved, grads, strict=True)]
+        to_inputs = ctx.call.gradient_of_jvp(inputs, v, grads)
+        return None, None, None, *[None] * ctx.kept, *to_grads, *to_inputs
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        (y, *saved), grads, inputs = _RnnBackward._split(ctx)
+        end = 3 + ctx.kept + ctx.call.outputs
+        of_grads, of_inputs = tangents[3 + ctx.kept : end], tangents[end:]
+        moved = ctx.call.gradient_of_jvp(inputs, of_inputs, grads)
+        changes = [m for m, wanted in zip(moved, ctx.mask, strict=True) if wanted]
+        if any(g is not None for g in of_grads):
+            split = ctx.call.split(inputs)
+            more = torch.ops.rnnext.rnn_backward(
+                of_grads, y, saved, ctx.call.cell, *split, *ctx.call.options, list(ctx.mask)
+            )
+            changes = [a + b for a, b in zip(changes, more, strict=True)]
+        return tuple(changes)
