@@ -7,6 +7,7 @@ options.py          what can be asked for, and which values make no sense
 data.py             text to three lists of lines: train, valid, test
 vocabulary.py       lines to numbers and back
 batches.py          numbers to parallel streams, streams to BPTT windows
+cells.py            what --cell names: built-in layers, a class in a file
 model.py            embedding, recurrent layers, decoder
 trainer.py          the loop: one step, one epoch, the learning rate
 train.py            the command around the loop, from options to result

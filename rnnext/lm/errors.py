@@ -6,8 +6,9 @@ from __future__ import annotations
 class UserError(Exception):
     """Input that cannot be worked with: a wrong option, text, file or run folder.
 
-    The message is one line that says what was given, what was expected and what to do. The
-    command line prints it on stderr, without a traceback, and exits with status 2.
+    The message is one line that says what was given, what was expected and what to do (more lines
+    where it shows the user's code). The command line prints it on stderr, without a traceback, and
+    exits with status 2.
     """
 
 

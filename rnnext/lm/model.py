@@ -6,16 +6,19 @@ published perplexities are the ones to expect.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from rnnext import Recurrent
+
+from .cells import Cell, load_cell
+from .errors import UserError, require
 from .options import Impl, ModelOptions
 
-# What the recurrent layers hand from one step to the next: h [L, N, H], or (h, c) for an LSTM.
+# What the recurrent layers hand from one step to the next: h [L, N, H]; of a cell with several
+# states a tuple, as (h, c) for an LSTM, each with its own width.
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
@@ -27,18 +30,29 @@ class LanguageModel(nn.Module):
         vocabulary: number of words, V.
         impl: whose recurrent layers to use; parameters have the same names, shapes and initial
             values either way.
+        cell: what the options name, where that is loaded already.
 
     Raises:
-        UserError: the model does not fit into memory.
+        UserError: the model does not fit into memory; the cell cannot be loaded, or refuses its
+            sizes; tied weights of two shapes.
     """
 
-    def __init__(self, options: ModelOptions, vocabulary: int, impl: Impl) -> None:
+    def __init__(
+        self, options: ModelOptions, vocabulary: int, impl: Impl, cell: Cell | None = None
+    ) -> None:
         super().__init__()
         self.options = options
+        cell = cell or load_cell(options, impl)
         try:
             self.embedding = nn.Embedding(vocabulary, options.embedding)
-            self.rnn = recurrent_layers(options, impl)
-            self.decoder = nn.Linear(options.hidden, vocabulary)
+            self.rnn = cell.layers(
+                options.embedding,
+                options.hidden,
+                options.layers,
+                dropout=options.dropout if options.layers > 1 else 0.0,
+            )
+            width = output_width(self.rnn)
+            self.decoder = nn.Linear(width, vocabulary)
         except (MemoryError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"a model of this size cannot be made: {reason}") from error
@@ -47,6 +61,12 @@ class LanguageModel(nn.Module):
         nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
         if options.tied:
+            require(
+                options.embedding == width,
+                "--tied shares one matrix between embedding and decoder: --embedding "
+                f"({options.embedding}) and the width of the layers' output ({width}) must be "
+                "equal",
+            )
             self.decoder.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -74,18 +94,14 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def recurrent_layers(options: ModelOptions, impl: Impl) -> nn.Module:
-    """The layers between embedding and decoder: `[T, N, embedding]` to `[T, N, hidden]`."""
-    package = import_module("rnnext") if impl == "rnnext" else nn
-    kind, _, nonlinearity = options.cell.partition("_")
-    layers: nn.Module = getattr(package, kind)(
-        options.embedding,
-        options.hidden,
-        options.layers,
-        dropout=options.dropout if options.layers > 1 else 0.0,
-        **({"nonlinearity": nonlinearity.lower()} if nonlinearity else {}),
-    )
-    return layers
+def output_width(layers: nn.Module) -> int:
+    """The width of what the recurrent layers hand to the decoder: that of the first state."""
+    if isinstance(layers, Recurrent):
+        cell = layers.declaration
+        sizes = [getattr(layers, name) for name in cell.sizes]
+        return cell.state_widths(cell.size_values(layers.hidden_size, sizes))[0]
+    assert isinstance(layers, nn.RNNBase)
+    return layers.proj_size or layers.hidden_size
 
 
 def detach(state: State) -> State:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from .errors import require, whole_number
 
-Cell = Literal["LSTM", "GRU", "RNN_TANH", "RNN_RELU"]
+BUILT_IN = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 Impl = Literal["rnnext", "torch"]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test"]
@@ -54,8 +54,15 @@ class DataOptions:
 class ModelOptions:
     """The network: embedding, dropout, recurrent layers, dropout, decoder."""
 
-    # What a step of the recurrent layers computes.
-    cell: Cell = "LSTM"
+    # What a step of the recurrent layers computes: LSTM, GRU, RNN_TANH or RNN_RELU, or a cell of
+    # your own, a subclass of rnnext.Recurrent in a Python file: my_cells.py:MyCell.
+    cell: Annotated[str, arg(metavar="NAME|FILE.py:CLASS")] = "LSTM"
+
+    # What the cell takes besides: the sizes and constants that a cell of your own declares, and
+    # heads; the proj_size of an LSTM.
+    cell_options: Annotated[
+        tuple[str, ...], arg(metavar="[NAME=VALUE ...]", help_behavior_hint="(default: none)")
+    ] = ()
 
     # Size of a word's vector.
     embedding: int = 200
@@ -70,20 +77,39 @@ class ModelOptions:
     # the decoder, from 0 to 1.
     dropout: float = 0.2
 
-    # Let embedding and decoder share one matrix; needs --embedding equal to --hidden.
+    # Let embedding and decoder share one matrix; needs --embedding equal to --hidden, or to the
+    # width of the layers' output where that is another.
     tied: bool = False
+
+    @property
+    def cell_file(self) -> Path | None:
+        """The file of a written cell; None for a built-in one."""
+        return None if self.cell in BUILT_IN else Path(self.cell.rpartition(":")[0])
+
+    @property
+    def cell_name(self) -> str:
+        """The name of a built-in cell, or the class of a written one."""
+        return self.cell.rpartition(":")[2]
 
     def check(self) -> None:
         """Raise `UserError` for values that make no sense."""
-        require(self.cell in get_args(Cell), f"--cell must be one of {get_args(Cell)}")
+        self._check_cell()
         for name in ("embedding", "hidden", "layers"):
             whole_number(f"--{name}", getattr(self, name), 1)
         require(0 <= self.dropout <= 1, f"--dropout must be from 0 to 1, not {self.dropout}")
+
+    def _check_cell(self) -> None:
+        file, _, name = str(self.cell).rpartition(":")
+        hint = f"; name the class too, {self.cell}:CLASS" if name.endswith(".py") else ""
         require(
-            not self.tied or self.embedding == self.hidden,
-            "--tied shares one matrix between embedding and decoder: --embedding "
-            f"({self.embedding}) and --hidden ({self.hidden}) must be equal",
+            self.cell in BUILT_IN or (file != "" and name.isidentifier()),
+            f"--cell must be {', '.join(BUILT_IN)} or FILE.py:CLASS, not {self.cell}{hint}",
         )
+        for option in self.cell_options:
+            require(
+                "=" in str(option) and option.partition("=")[0].isidentifier(),
+                f"--cell-options takes NAME=VALUE, not {option}",
+            )
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,7 @@ class MachineOptions:
     """Where and with what it runs."""
 
     # Whose recurrent layers run. From one seed both start with the same weights, and each reads
-    # what the other has trained.
+    # what the other has trained. Only rnnext runs cells of your own.
     impl: Impl = "rnnext"
 
     # CPU threads.
@@ -153,7 +179,7 @@ class TrainOptions:
     # The run folder to make; it must be new or empty.
     out: Annotated[
         Path | None,
-        arg(metavar="PATH", help_behavior_hint="(default: the first free of runs/lstm-1, -2, ...)"),
+        arg(metavar="PATH", help_behavior_hint="(default: the first free of runs/CELL-1, -2, ...)"),
     ] = None
 
     text: DataOptions = field(default_factory=DataOptions)

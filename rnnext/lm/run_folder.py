@@ -3,6 +3,7 @@
 ================== ==================================================================
 config.json        the options, facts about the text, the vocabulary's fingerprint
 vocab.txt          the vocabulary: one word a line, in the order of their numbers
+cell.py            the file that defines the cell, if that is none of the built-in ones
 model.safetensors  the weights of the best epoch so far
 metrics.jsonl      one JSON object for each epoch
 train.log          what the run said, and a generated line for each epoch
@@ -29,12 +30,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 
+from .cells import Cell, load_cell
 from .errors import UserError, require
 from .model import LanguageModel
 from .options import Impl, ModelOptions, TrainOptions
 from .vocabulary import EOS, UNK, Vocabulary
 
-FORMAT = 1  # of config.json; a reader refuses what it does not know
+FORMAT = 2  # of config.json; a reader refuses what it does not know
+READABLE = (1, FORMAT)  # 1 had built-in cells only
 
 
 class RunFolder:
@@ -88,17 +91,21 @@ class RunFolder:
         self.write(name, (json.dumps(finite(value), indent=2) + "\n").encode())
 
     def write_start(
-        self, options: TrainOptions, vocabulary: Vocabulary, corpus: dict[str, Any]
+        self, options: TrainOptions, cell: Cell, vocabulary: Vocabulary, corpus: dict[str, Any]
     ) -> None:
-        """Write config.json and vocab.txt; `corpus` are facts about the text."""
+        """Write config.json, vocab.txt and cell.py; `corpus` are facts about the text."""
         self.write("vocab.txt", "".join(f"{word}\n" for word in vocabulary.words).encode())
+        model = dataclasses.asdict(options.model)
+        if cell.file is not None:
+            self.write("cell.py", cell.source)
+            model["cell"] = f"{cell.file.resolve()}:{cell.name}"
         data = options.text.data
         config = {
             "format": FORMAT,
             "data": None if data is None else str(data.resolve()),
             "corpus": corpus,
             "vocabulary": {"words": len(vocabulary), "sha256": vocabulary.fingerprint},
-            "model": dataclasses.asdict(options.model),
+            "model": model,
             "training": dataclasses.asdict(options.training),
             "machine": dataclasses.asdict(options.machine),
         }
@@ -155,7 +162,7 @@ class RunFolder:
         require(path.exists(), f"{self.path} is no run folder: it has no config.json")
         try:
             config: dict[str, Any] = json.loads(path.read_bytes())
-            known = config["format"] == FORMAT
+            known = config["format"] in READABLE
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read or is damaged") from error
         require(known, f"{path} was written by another version of rnnext")
@@ -185,7 +192,8 @@ class RunFolder:
         """The trained model, in evaluation mode, and its vocabulary.
 
         Raises:
-            UserError: a file is missing, damaged or does not belong to the others.
+            UserError: a file is missing, damaged or does not belong to the others; a written cell
+                does not load.
         """
         config = self.load_config()
         try:
@@ -195,9 +203,17 @@ class RunFolder:
             path = self.file("config.json")
             raise UserError(f"{path} is damaged: its model section makes no sense") from error
         vocabulary = self.load_vocabulary()
-        model = LanguageModel(options, len(vocabulary), impl).to(device)
+        cell = self._load_cell(options, impl)
+        model = LanguageModel(options, len(vocabulary), impl, cell).to(device)
         self.load_weights(model, vocabulary)
         return model.eval(), vocabulary
+
+    def _load_cell(self, options: ModelOptions, impl: Impl) -> Cell:
+        """The cell; a written one from the folder's own copy of its file."""
+        if options.cell_file is None:
+            return load_cell(options, impl)
+        copy = dataclasses.replace(options, cell=f"{self.file('cell.py')}:{options.cell_name}")
+        return load_cell(copy, impl, [options.cell_file.parent])
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         temporary = self.file(f".{name}.part")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from . import machine
+from .cells import load_cell
 from .data import SPLITS, Corpus, load_corpus
 from .errors import UserError, require
 from .evaluate import describe
@@ -41,13 +42,14 @@ def train(options: TrainOptions) -> int:
     began = time.monotonic()
     options.check()
     device = machine.use(options.machine)
+    cell = load_cell(options.model, options.machine.impl)
     corpus = load_corpus(options.text.data)
     vocabulary, texts = read(options, corpus)
     torch.manual_seed(options.training.seed)
-    model = LanguageModel(options.model, len(vocabulary), options.machine.impl).to(device)
-    run = RunFolder.create(options.out, options.model.cell)
+    model = LanguageModel(options.model, len(vocabulary), options.machine.impl, cell).to(device)
+    run = RunFolder.create(options.out, cell.name)
     try:
-        run.write_start(options, vocabulary, {split: facts(texts[split]) for split in SPLITS})
+        run.write_start(options, cell, vocabulary, {s: facts(texts[s]) for s in SPLITS})
         with Report(run.file("train.log")) as report:
             report.say(corpus.source)
             introduce(report, texts, vocabulary, model, options)
@@ -111,8 +113,9 @@ def introduce(
             "words of the others: consider --min-count 2"
         )
     shape = options.model
+    cell = " ".join((shape.cell_name, *shape.cell_options))
     report.say(
-        f"vocabulary of {len(vocabulary):,} words; {shape.layers} x {shape.hidden} {shape.cell} "
+        f"vocabulary of {len(vocabulary):,} words; {shape.layers} x {shape.hidden} {cell} "
         f"({options.machine.impl}), {model.parameter_count:,} parameters, on {model.device.type} "
         f"with {torch.get_num_threads()} threads"
     )
@@ -131,7 +134,7 @@ def finish(
     report.say("measuring the best weights; Ctrl-C now gives up the result, not the weights")
     measured: tuple[Split, ...] = ("valid", "test")
     scores = {split: score(model, texts[split]) for split in measured}
-    run.write("curves.png", curves(trainer.rows, f"{options.model.cell}, {run.path.name}"))
+    run.write("curves.png", curves(trainer.rows, f"{options.model.cell_name}, {run.path.name}"))
     result: dict[str, Any] = {}
     for split, figures in scores.items():
         result[f"{split}_perplexity"] = figures.perplexity

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cells_of_a_user
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -160,11 +161,15 @@ def test_a_plot_of_no_epochs_at_all() -> None:
     assert curves([], "nothing").startswith(b"\x89PNG")
 
 
-def test_a_killed_run_keeps_what_it_had(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cell", "impl"), [("LSTM", "torch"), (f"{cells_of_a_user.__file__}:Gated", "rnnext")]
+)
+def test_a_killed_run_keeps_what_it_had(data: Path, tmp_path: Path, cell: str, impl: str) -> None:
     run = tmp_path / "run"
-    words = "-m rnnext train --impl torch --threads 1 --embedding 8 --hidden 8 --epochs 100000"
+    words = "-m rnnext train --threads 1 --embedding 8 --hidden 8 --epochs 100000"
+    options = ("--data", str(data), "--out", str(run), "--cell", cell, "--impl", impl)
     process = subprocess.Popen(
-        [sys.executable, *words.split(), "--data", str(data), "--out", str(run)],
+        [sys.executable, *words.split(), *options],
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
@@ -179,7 +184,15 @@ def test_a_killed_run_keeps_what_it_had(data: Path, tmp_path: Path) -> None:
         process.wait()
     assert len([json.loads(line) for line in log.read_text().splitlines()]) >= 3
     assert not (run / "result.json").exists()
-    assert main(["evaluate", "--run", str(run), "--impl", "torch"]) == 0
+    assert main(["evaluate", "--run", str(run), "--impl", impl]) == 0
+
+
+def test_a_run_of_an_earlier_version(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["format"] = 1
+    del config["model"]["cell_options"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert main(["evaluate", "--run", str(copy), "--impl", "torch"]) == 0
 
 
 def truncate(path: Path) -> None:
@@ -205,13 +218,18 @@ def replace(old: str, new: str) -> Callable[[Path], None]:
     [
         ("config.json", Path.unlink, "no run folder"),
         ("config.json", truncate, "damaged"),
-        ("config.json", replace('"format": 1', '"format": 99'), "another version"),
+        ("config.json", replace('"format": 2', '"format": 99'), "another version"),
         ("config.json", replace('"hidden": 16', '"hidden": "wide"'), "damaged"),
         ("config.json", replace('"hidden": 16', '"hidden": 16.5'), "damaged"),
         ("config.json", replace('"hidden": 16', '"hidden": 24'), "not the model"),
         ("config.json", replace('"LSTM"', '"GRU"'), "not the model"),
         ("config.json", replace('"LSTM"', '"GLU"'), "damaged"),
+        ("config.json", replace('"LSTM"', "1"), "damaged"),
         ("config.json", replace('"layers": 2', '"storeys": 2'), "damaged"),
+        ("config.json", replace('"cell_options": []', '"cell_options": 1'), "damaged"),
+        ("config.json", replace('"cell_options": []', '"cell_options": [1]'), "damaged"),
+        ("config.json", replace('"cell_options": []', '"cell_options": "a=1"'), "damaged"),
+        ("config.json", replace('"cell_options": []', '"cell_options": ["a=1"]'), "LSTM has no a"),
         ("model.safetensors", Path.unlink, "no model.safetensors"),
         ("model.safetensors", truncate, "damaged"),
         ("model.safetensors", lambda path: path.write_bytes(b""), "damaged"),
