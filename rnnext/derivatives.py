@@ -7,7 +7,8 @@ it, and its backward is the cell's second derivative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -30,44 +31,47 @@ def rnn_jvp(
 ) -> list[Tensor]:
     """The op `rnnext::rnn_jvp`: tangents of the outputs of `rnnext::rnn`, differentiable.
 
+    The engine has the derivatives of a cell and their gradients, so up to the second order; higher
+    ones, and those of written cells where there is no compiler, are made in plain PyTorch.
+
     Args:
         cell, x, h0, weights, options: as `rnnext::rnn`.
         dx, dh0, dweights: tangents of x, h0 and weights, of their shapes.
-
-    Raises:
-        NotImplementedError: cell is the derivative of a cell itself.
     """
-    if cell not in reference.CELLS:
-        raise NotImplementedError(
-            f"rnnext: third derivatives are not implemented ({cell} is a derivative already); "
-            "rnnext.reference.rnn has all orders"
-        )
-    declaration = reference.CELLS[cell]
-    name = import_module("rnnext.codegen.build").kernel(declaration, streams=2)
-    if name is None:  # no compiler
-        return _reference_jvp(declaration, x, h0, weights, dx, dh0, dweights, options)
+    build = import_module("rnnext.codegen.build")
+    name = build.kernel(reference.CELLS[cell], streams=2) if cell in reference.CELLS else None
+    if name is None:
+        primals, tangents = (x, list(h0), list(weights)), (dx, list(dh0), list(dweights))
+        return list(torch.func.jvp(_eager(cell, options), primals, tangents)[1])
     run = rnn if transforms_active() else torch.ops.rnnext.rnn
     y, *states = run(name, torch.stack([x, dx]), [*h0, *dh0], [*weights, *dweights], *options)
     return [y[1], *states[len(states) // 2 :]]
 
 
-def _reference_jvp(
-    declaration: Any,
-    x: Tensor,
-    h0: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    dx: Tensor,
-    dh0: Sequence[Tensor],
-    dweights: Sequence[Tensor],
-    options: Sequence[Any],
-) -> list[Tensor]:
-    def run(x: Tensor, h0: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        return reference.rnn(
-            declaration, x, h0, weights, **dict(zip(_OPTIONS, options, strict=True))
-        )
+def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
+    """`rnnext::rnn` of a cell, or of the jvp cell of one, as a function in plain PyTorch."""
+    jvp_of = import_module("rnnext.codegen.build").TANGENTS.get(cell)
+    function = functools.partial(
+        _in_order, jvp_of or reference.CELLS[cell], dict(zip(_OPTIONS, options, strict=True))
+    )
+    if jvp_of is None:
+        return function
 
-    primals, tangents = (x, list(h0), list(weights)), (dx, list(dh0), list(dweights))
-    return list(torch.func.jvp(run, primals, tangents)[1])
+    def dual(x: Tensor, h0: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+        k, w = len(h0) // 2, len(weights) // 2
+        primals = x[0], list(h0[:k]), list(weights[:w])
+        tangents = x[1], list(h0[k:]), list(weights[w:])
+        results = torch.func.jvp(function, primals, tangents)
+        (y, *states), (dy, *dstates) = results[0], results[1]
+        return [torch.stack([y, dy]), *states, *dstates]
+
+    return dual
+
+
+def _in_order(
+    cell: Any, options: dict[str, Any], x: Tensor, h0: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    return reference.rnn(cell, x, h0, weights, **options)
 
 
 _OPTIONS = ("batch_sizes", "seed", "num_layers", "bidirectional", "dropout", "sizes")
@@ -156,6 +160,13 @@ class _Rnn(torch.autograd.Function):
         )
         found = iter(results)
         return None, *(next(found) if wanted else None for wanted in mask)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise NotImplementedError(
+            "rnnext: vmap over the fused kernels is not implemented yet; let the dimension be part "
+            "of the batch, or run rnnext.reference.rnn under vmap"
+        )
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:

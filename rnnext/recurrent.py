@@ -253,6 +253,13 @@ class Recurrent(Stack, nn.Module):
             else:
                 nn.init.constant_(weight, param.init)
 
+    def generated_code(self) -> str | None:
+        """The C++ header that is compiled for the cell; None where nothing can be compiled."""
+        from rnnext.codegen.build import compile
+
+        compiled = compile(self.declaration)
+        return None if compiled is None else (compiled.folder / "cell.h").read_text()
+
     def extra_repr(self) -> str:
         """The arguments, those with default values left out."""
         defaults = {

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parent.parent
 _LOCK = threading.RLock()
 _NAMES: dict[tuple[Declaration, int], str | None] = {}
+TANGENTS: dict[str, Declaration] = {}
+"""Of each jvp cell, by its name, the cell whose derivative it is."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ def kernel(declaration: Declaration, streams: int = 1) -> str | None:
             with ThreadPoolExecutor(1) as thread:
                 compiled = thread.submit(compile, declaration, streams).result()
             if compiled is not None:
-                _load(compiled, declaration if streams == 1 else None)
+                _load(compiled)
+                if streams == 1:  # for where there are no kernels
+                    reference.CELLS[compiled.name] = declaration
+                else:
+                    TANGENTS[compiled.name] = declaration
             _NAMES[key] = compiled.name if compiled else None
         return _NAMES[key]
 
@@ -147,13 +153,11 @@ def headers_folder() -> Path:
     return installed if installed.exists() else _PACKAGE.parent / "csrc"
 
 
-def _load(compiled: Compiled, declaration: Declaration | None) -> None:
+def _load(compiled: Compiled) -> None:
     try:
         torch.ops.rnnext.load_cell(str(compiled.folder / "cell.so"))
     except RuntimeError as e:
         raise RuntimeError(f"{e}\nRemove {compiled.folder} and try again") from None
-    if declaration is not None:
-        reference.CELLS[compiled.name] = declaration  # where there are no kernels, and for tests
 
 
 @functools.cache
