@@ -37,6 +37,7 @@ CXX_FLAGS = [
     # Loops vectorise only where a comparison may be evaluated for lanes that do not need it.
     "-fno-trapping-math",
     "-fno-math-errno",
+    "-ffp-contract=off",  # see fma in csrc/cpu/simd.h
 ]
 # For the compiler alone: the linker would add the system's libgomp. At run time the symbols come
 # from the libgomp that torch brings; two runtimes in a process would fight over the cores.

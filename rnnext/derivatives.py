@@ -134,6 +134,16 @@ class _Call(NamedTuple):
         return gradient(tuple(g for g in grads if g is not None))
 
 
+def _primals(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Without the tangents of this level of forward mode: they are a rule's other argument."""
+    return [None if t is None else forward_ad.unpack_dual(t).primal for t in tensors]
+
+
+def _outer_levels() -> Any:
+    """In a rule forward mode is off; that of levels further out goes on."""
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
 class _Rnn(torch.autograd.Function):
     """`rnnext::rnn` with the rules that transforms need; also gives what backward reads."""
 
@@ -170,7 +180,8 @@ class _Rnn(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        results = ctx.call.jvp(ctx.saved_tensors, tangents)
+        with _outer_levels():
+            results = ctx.call.jvp(_primals(ctx.saved_tensors), tangents)
         return *results, *[None] * (ctx.results - len(results))
 
 
@@ -219,15 +230,13 @@ class _RnnBackward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        (y, *saved), grads, inputs = _RnnBackward._split(ctx)
+        kept, grads, inputs = map(_primals, _RnnBackward._split(ctx))
         end = 3 + ctx.kept + ctx.call.outputs
         of_grads, of_inputs = tangents[3 + ctx.kept : end], tangents[end:]
-        moved = ctx.call.gradient_of_jvp(inputs, of_inputs, grads)
-        changes = [m for m, wanted in zip(moved, ctx.mask, strict=True) if wanted]
-        if any(g is not None for g in of_grads):
-            split = ctx.call.split(inputs)
-            more = torch.ops.rnnext.rnn_backward(
-                of_grads, y, saved, ctx.call.cell, *split, *ctx.call.options, list(ctx.mask)
-            )
-            changes = [a + b for a, b in zip(changes, more, strict=True)]
+        with _outer_levels():
+            moved = ctx.call.gradient_of_jvp(inputs, of_inputs, grads)
+            changes = [m for m, wanted in zip(moved, ctx.mask, strict=True) if wanted]
+            if any(g is not None for g in of_grads):
+                more = _RnnBackward.apply(ctx.call, ctx.mask, ctx.kept, *kept, *of_grads, *inputs)
+                changes = [a + b for a, b in zip(changes, more, strict=True)]
         return tuple(changes)

@@ -249,7 +249,13 @@ class Recurrent(Stack, nn.Module):
                 nn.init.uniform_(weight, -bound, bound)
             elif callable(param.init):
                 with torch.no_grad():
-                    param.init(weight)
+                    result = param.init(weight)
+                if isinstance(result, Tensor) and result is not weight:
+                    raise TypeError(
+                        f"{cell.name}.params[{names[k % len(names)]!r}] begins with a function "
+                        "that returns a new tensor: it must fill the one it is given, in place, as "
+                        "those of torch.nn.init do"
+                    )
             else:
                 nn.init.constant_(weight, param.init)
 
@@ -258,7 +264,7 @@ class Recurrent(Stack, nn.Module):
         from rnnext.codegen.build import compile
 
         compiled = compile(self.declaration)
-        return None if compiled is None else (compiled.folder / "cell.h").read_text()
+        return None if compiled is None else (compiled.folder / "cell.h").read_text("utf-8")
 
     def extra_repr(self) -> str:
         """The arguments, those with default values left out."""

@@ -59,6 +59,7 @@ struct ProjectedLSTM {
   static constexpr int8_t kProjection = 1;
   static constexpr CellShape shape{
       .name = "LSTM_PROJ",
+      .sizes = 1,
       .summed = 4,
       .states = {2, {kProjection, kHidden}},
       .matrices = 1,

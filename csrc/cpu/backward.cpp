@@ -58,6 +58,14 @@ struct Shared {
     std::fill_n(zeros, widest, T(0));
   }
 
+  // Whether the gradients of states that the last products of a step add up are read by other parts in the next step:
+  // a part owns its units alone, not those of whole rows, of other blocks of W_hh, or a value that all units share.
+  bool mixes_units() const {
+    bool mixes = cell.backward[0].needs_whole_rows() || shape.heads > 1 || cell.state_width(0) == kOne;
+    for (int k = 0; k < cell.products; ++k) mixes |= cell.product[k].state >= 0 && cell.product[k].from == kOne;
+    return mixes;
+  }
+
   // The first column of gradient k of a stream.
   int64_t column(int stream, int k) const { return shape.gradients.offset[stream * cell.gradients() + k]; }
 
@@ -178,9 +186,8 @@ class Backward {
       });
       team_.sync();
     }
-    // A part's units of h are its own in the next step, unless that begins with whole rows or blocks mix the units.
     team_.each(partition.parts, [&](int64_t part) { products(stages, t, alive, part); });
-    if (s_.cell.backward[0].needs_whole_rows() || s_.shape.heads > 1) team_.sync();
+    if (s_.mixes_units()) team_.sync();
   }
 
   // dx = da_x W_ih; of two streams as in list_products.

@@ -85,8 +85,8 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
 
 std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
   const CellShape& shape = cell_named(cell);
-  TORCH_CHECK(static_cast<int>(sizes.size()) == 1 + shape.sizes(), "rnnext: ", sizes.size(), " sizes given, but ", cell,
-              " has ", 1 + shape.sizes());
+  TORCH_CHECK(static_cast<int>(sizes.size()) == 1 + shape.sizes, "rnnext: ", sizes.size(), " sizes given, but ", cell,
+              " has ", 1 + shape.sizes);
   const Shape layout(shape, 0, sizes.data());
   std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams};
   for (int k = 0; k < shape.all_states(); ++k) result.push_back(layout.state_width(k));

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if RNNEXT_VECTOR_BYTES == 64
+#if RNNEXT_VECTOR_BYTES >= 32
 #include <immintrin.h>
 #endif
 
@@ -28,6 +28,29 @@ struct Register<double> {
   typedef int64_t Mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef uint64_t Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 };
+
+// a * b + c; with one rounding where the set has it. Elsewhere products and sums are rounded one by one
+// (-ffp-contract=off), so that a value does not depend on what else is done with it: inference has the bits of training.
+#if RNNEXT_VECTOR_BYTES == 64
+RNNEXT_INLINE auto multiply_add(__m512 a, __m512 b, __m512 c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+RNNEXT_INLINE auto multiply_add(__m512d a, __m512d b, __m512d c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+#elif RNNEXT_VECTOR_BYTES == 32
+RNNEXT_INLINE auto multiply_add(__m256 a, __m256 b, __m256 c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+RNNEXT_INLINE auto multiply_add(__m256d a, __m256d b, __m256d c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+#else
+template <class Values>
+RNNEXT_INLINE Values multiply_add(Values a, Values b, Values c) {
+  return a * b + c;
+}
+#endif
 
 // The first n values of a register from and to memory; those beyond are zero, or left as they are.
 #if RNNEXT_VECTOR_BYTES == 64
@@ -148,7 +171,7 @@ struct Vec {
   RNNEXT_INLINE friend Mask operator==(Vec a, Vec b) { return a.v == b.v; }
   RNNEXT_INLINE friend Mask operator!=(Vec a, Vec b) { return a.v != b.v; }
   // a * b + c; rounded once where the processor can: the compiler contracts what stands in one expression.
-  RNNEXT_INLINE friend Vec fma(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
+  RNNEXT_INLINE friend Vec fma(Vec a, Vec b, Vec c) { return Native(multiply_add(a.v, b.v, c.v)); }
   RNNEXT_INLINE friend Vec sqrt(Vec a) {
     for (int k = 0; k < width; ++k) a.v[k] = square_root(a.v[k]);  // vectorised to one instruction
     return a;

@@ -61,6 +61,7 @@ struct Noise {
 // states, parameters, products and matrices again for the tangents, numbered after the others.
 struct CellShape {
   const char* name;
+  int sizes = 0;  // besides the hidden size
   int streams = 1;
   int summed = 0, apart = 0, input = 0;  // of one stream, as are the next four lines
   Group states{1};                       // state 0 is the output h, and the operand of the recurrent product
@@ -89,19 +90,6 @@ struct CellShape {
   constexpr int gradients() const { return slots() + products + params.count; }
   constexpr int totals() const { return totals_of(forward, forward_stages); }
   constexpr int back_totals() const { return totals_of(backward, backward_stages); }
-
-  // Sizes besides the hidden one.
-  constexpr int sizes() const {
-    int last = 0;
-    for (int i = 0; i < states.count; ++i) last = states.width[i] > last ? states.width[i] : last;
-    for (int i = 0; i < params.count; ++i) last = params.width[i] > last ? params.width[i] : last;
-    for (int i = 0; i < noises; ++i) last = noise[i].width > last ? noise[i].width : last;
-    for (int i = 0; i < products; ++i) {
-      last = product[i].to > last ? product[i].to : last;
-      last = product[i].from > last ? product[i].from : last;
-    }
-    return last;
-  }
 
  private:
   static constexpr int totals_of(const Stage* stages, int count) {

@@ -84,8 +84,8 @@ inline void check_weights(const CellShape& cell, const Sizes& s, int64_t inputs,
 }
 
 inline void find_sizes(const CellShape& cell, Sizes& s, at::TensorList weights, at::IntArrayRef sizes) {
-  TORCH_CHECK(static_cast<int>(sizes.size()) == cell.sizes(), "rnnext: ", sizes.size(), " sizes given, but ", cell.name,
-              " has ", cell.sizes(), " besides the hidden size");
+  TORCH_CHECK(static_cast<int>(sizes.size()) == cell.sizes, "rnnext: ", sizes.size(), " sizes given, but ", cell.name,
+              " has ", cell.sizes, " besides the hidden size");
   const Tensor& w_ih = weights[0];
   TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) > 0 && w_ih.size(0) % cell.gates() == 0, "rnnext: W_ih has shape ",
               w_ih.sizes(), ", expected [", cell.gates(), " * H, C] with a hidden size H of at least 1");

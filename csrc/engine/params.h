@@ -75,7 +75,7 @@ struct Shape {
   Layout gradients;          // of each stream: slots, results of products, parameters
 
   Shape(const CellShape& shape, int64_t C, const int64_t* values) : cell(&shape), C(C) {
-    std::copy_n(values, 1 + shape.sizes(), sizes);
+    std::copy_n(values, 1 + shape.sizes, sizes);
     add(record, shape.saved);
     for (int s = 0; s < shape.streams; ++s) {
       for (int k = 1; k < shape.states.count; ++k) record.add(width(shape.states.width[k]));

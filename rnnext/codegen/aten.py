@@ -1,4 +1,9 @@
-"""How an aten operation on (N, width) becomes nodes, and which are decomposed into others first."""
+"""How an aten operation on (N, width) becomes nodes, and which are decomposed into others first.
+
+One program serves float32 and float64. Numbers are exact, and whatever torch would compute in
+another dtype (of `(z > 0).float()`, or of integers) is computed in the layer's. What would differ
+between the two, as limits of a dtype do, or would round to fewer digits, is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,10 @@ from rnnext.codegen.ir import Node
 from rnnext.codegen.simplify import Builder
 
 Value = Node | float  # Python's numbers stay as they are
+
+
+class Refused(Exception):
+    """An operation whose arguments cannot be supported; the message says why."""
 
 
 def _node(make: Builder, value: Value) -> Node:
@@ -65,7 +74,9 @@ def _rsub(make: Builder, a: Value, b: Value, alpha: Value = 1) -> Node:
     return _scaled("sub")(make, b, a, alpha)
 
 
-def _div(make: Builder, a: Value, b: Value, rounding_mode: str | None = None) -> Node:
+def _div(make: Builder, a: Value, b: Value, rounding_mode: str | None = None) -> Node | None:
+    if rounding_mode == "floor":  # torch's is exact, where a / b may be rounded up to a whole number
+        return None
     quotient = make("div", _number(make, a), _number(make, b))
     return make(rounding_mode, quotient) if rounding_mode else quotient
 
@@ -92,6 +103,8 @@ def _convert(make: Builder, a: Value, dtype: torch.dtype | None = None, **_: obj
         return node
     if dtype is torch.bool:
         return make.boolean(node)
+    if dtype not in (torch.float32, torch.float64, torch.int32, torch.int64):
+        raise Refused(f"rounds to {dtype}, but all values have the layer's own dtype: leave it out")
     return make.number(node) if dtype.is_floating_point or node.boolean else make("trunc", node)
 
 
@@ -143,6 +156,26 @@ def _compared(op: str, other: float) -> Callable[..., Node]:
     return handler
 
 
+def _nan_to_num(
+    make: Builder,
+    a: Value,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
+) -> Node:
+    if posinf is None or neginf is None:
+        raise Refused(
+            "replaces infinities by the dtype's limits, and a step serves both float32 and "
+            "float64: give posinf and neginf; for NaN alone, torch.where(z.isnan(), 0, z)"
+        )
+    node = _number(make, a)
+    result = make("where", _is_nan(make, node), make.constant(float(nan or 0)), node)
+    for limit, value in ((math.inf, posinf), (-math.inf, neginf)):
+        equal = make("eq", node, make.constant(limit))
+        result = make("where", equal, make.constant(float(value)), result)
+    return result
+
+
 def _is_nan(make: Builder, a: Value) -> Node:
     return make("ne", _number(make, a), _number(make, a))
 
@@ -182,6 +215,7 @@ HANDLERS: dict[str, Callable[..., Node | None]] = {
     "where": _where,
     "masked_fill": lambda make, a, mask, value: _where(make, mask, value, a),
     "isnan": _is_nan,
+    "nan_to_num": _nan_to_num,
     "isinf": _compared("eq", math.inf),
     "isfinite": _compared("lt", math.inf),
     "_to_copy": _convert,
@@ -200,8 +234,10 @@ RESHAPES = frozenset(_RESHAPES.split())
 
 
 def base_name(target: Any) -> str:
-    """``aten.add.Tensor`` is "add", and so is ``aten.add_.Tensor``."""
-    name = target._schema.name.split("::")[1]
+    """``aten.add.Tensor`` is "add", and so is ``aten.add_.Tensor``; others keep their namespace."""
+    namespace, name = target._schema.name.split("::")
+    if namespace not in ("aten", "prims"):
+        return f"{namespace}::{name}"
     return name if name.startswith("__") else name.removesuffix("_")
 
 

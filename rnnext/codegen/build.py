@@ -102,10 +102,9 @@ def compile(declaration: Declaration, streams: int = 1) -> Compiled | None:
     if compiler is None:
         return None
     compiled = _place(declaration, streams, compiler)
-    library = compiled.folder / "cell.so"
-    if not library.exists():
+    if not _whole(compiled):
         with _only_process(compiled.folder):
-            if not library.exists():  # another one may have been quicker
+            if not _whole(compiled):  # another one may have been quicker
                 _build(compiled.folder, *_generate(declaration, streams, compiled.name), compiler)
     return compiled
 
@@ -116,21 +115,30 @@ def _check(declaration: Declaration) -> None:
         record(declaration)
         return
     compiled = _place(declaration, 1, compiler)
-    if not (compiled.folder / "cell.so").exists():
+    if not _whole(compiled):
         _generate(declaration, 1, compiled.name)
+
+
+def _whole(compiled: Compiled) -> bool:
+    """Whether the cell is there, all of it: to load a library that was cut off is a crash."""
+    try:
+        size = int((compiled.folder / "size").read_text())
+        return (compiled.folder / "cell.so").stat().st_size == size
+    except (OSError, ValueError):
+        return False
 
 
 def _place(declaration: Declaration, streams: int, compiler: tuple[str, ...]) -> Compiled:
     """Name and folder of a cell, compiled or not."""
     isa = torch.ops.rnnext.instruction_set()
-    parts = (_sources(), torch.__version__, _version(compiler), _flags(), isa, streams)
+    parts = (_sources(), torch.__version__, compiler, _version(compiler), _flags(), isa, streams)
     text = "\n".join(map(str, (*parts, declaration.name, record(declaration).text)))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     name = f"{declaration.name}{'_jvp' if streams == 2 else ''}_{digest}"
     return Compiled(name, cache_folder() / name)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _generate(declaration: Declaration, streams: int, name: str) -> tuple[str, str]:
     """The header, and the name of the struct in it."""
     # Not imported where the cell is cached: it takes longer than all the rest.
@@ -155,7 +163,9 @@ def headers_folder() -> Path:
 
 def _load(compiled: Compiled) -> None:
     try:
-        torch.ops.rnnext.load_cell(str(compiled.folder / "cell.so"))
+        found = torch.ops.rnnext.load_cell(str(compiled.folder / "cell.so"))
+        if found != compiled.name:
+            raise RuntimeError(f"rnnext: the library of {compiled.name} holds {found}")
     except RuntimeError as e:
         raise RuntimeError(f"{e}\nRemove {compiled.folder} and try again") from None
 
@@ -204,8 +214,15 @@ def _sources() -> str:
 @contextlib.contextmanager
 def _only_process(folder: Path) -> Iterator[None]:
     """Wait for other processes that build the same cell. A lock ends with its process."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_suffix(".lock"), "w")  # noqa: SIM115
+    except OSError as e:
+        raise RuntimeError(
+            f"compiled cells cannot be kept in {folder.parent}: {e}. Name a folder that can be "
+            "written: RNNEXT_CACHE=..."
+        ) from e
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -238,12 +255,12 @@ def _build(folder: Path, header: str, struct: str, compiler: tuple[str, ...]) ->
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
         work = Path(scratch) / "cell"
         work.mkdir()
-        (work / "cell.h").write_text(header)
+        (work / "cell.h").write_text(header, encoding="utf-8")
         isa = torch.ops.rnnext.instruction_set()
-        (work / "cell.cpp").write_text(_UNIT.format(isa=isa, struct=struct))
+        (work / "cell.cpp").write_text(_UNIT.format(isa=isa, struct=struct), encoding="utf-8")
         words = {"compiler": compiler, "flags": _flags(), "include": [f"-I{headers_folder()}"]}
         escaped = {name: shlex.join(text).replace("$", "$$") for name, text in words.items()}
-        (work / "build.ninja").write_text(_NINJA.format(**escaped))
+        (work / "build.ninja").write_text(_NINJA.format(**escaped), encoding="utf-8")
         result = subprocess.run([_ninja()], cwd=work, capture_output=True, text=True)
         if result.returncode:
             kept = folder.with_suffix(".failed")
@@ -253,7 +270,10 @@ def _build(folder: Path, header: str, struct: str, compiler: tuple[str, ...]) ->
                 f"compiling the cell failed; its files are in {kept}, and RNNEXT_COMPILE=0 runs it "
                 f"in PyTorch.\n{result.stdout}{result.stderr}"
             )
-        shutil.rmtree(folder, ignore_errors=True)  # without its library
+        with open(work / "cell.so", "rb") as library:
+            os.fsync(library.fileno())
+            (work / "size").write_text(str(os.fstat(library.fileno()).st_size))
+        shutil.rmtree(folder, ignore_errors=True)  # what is there is not whole
         work.rename(folder)
 
 

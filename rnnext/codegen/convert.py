@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
-from rnnext.codegen.aten import FILLED, HANDLERS, RESHAPES, base_name
+from rnnext.codegen.aten import FILLED, HANDLERS, RESHAPES, Refused, base_name
 from rnnext.codegen.errors import call_name, node_error, spelling, unsupported
 from rnnext.codegen.ir import Node, Width
 from rnnext.codegen.record import Recording
@@ -63,9 +63,10 @@ class Converter:
         self.make = Builder()
         self.graph = graph
         self.nodes: dict[fx.Node, Node] = {}
-        self.operands: dict[int, fx.Node] = {}
+        self.operands: dict[int, fx.Node | None] = {}  # None: of a tangent, where none flows
         self.axes: dict[object, Width] = {}
         self.sizes: dict[Width, Node] = {}
+        self.detached: Collection[int] = ()
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.leaves = dict(zip(placeholders, leaves, strict=True))
         for node, leaf in self.leaves.items():
@@ -74,19 +75,33 @@ class Converter:
             rows, units = map(_symbol, node.meta["val"].shape)
             self.axes |= {rows: _ROWS, units: leaf.width}
             self.sizes[leaf.width] = self.make.leaf("size", leaf.index)
-            if not (getattr(rows, "is_Symbol", False) and getattr(units, "is_Symbol", False)):
-                problem = "its step compares sizes, but has to be the same for all of them"
-                raise node_error(recording.declaration, problem, None)
 
-    def run(self, results: Sequence[Result]) -> dict[Result, Node]:
-        """The node of each result, a constant 0 where there is none."""
+    def run(self, results: Sequence[Result], detached: Collection[int] = ()) -> dict[Result, Node]:
+        """The node of each result, a constant 0 where there is none.
+
+        Args:
+            results: what the outputs of the graph are.
+            detached: products to whose operands no gradient flows back.
+        """
+        self.detached = detached
         outputs = dict(zip(results, list(self.graph.nodes)[-1].args[0], strict=True))
         self.operands = {i: node for (kind, i), node in outputs.items() if kind == "operand"}
         zero = self.make.constant(0.0)
         return {
-            result: zero if output is None else self.make.number(self._convert(output))
+            result: zero if output is None else self._result(result, self._convert(output))
             for result, output in outputs.items()
         }
+
+    def _result(self, result: Result, made: Node) -> Node:
+        if result[0] == "operand":
+            return self._of_product(made, result[1])
+        return self.make.number(made)
+
+    def _of_product(self, operand: Node, index: int) -> Node:
+        """An operand; of a state that was detached not the state itself, to which the engine
+        would send its gradient."""
+        detached = operand.op == "state" and index in self.detached
+        return self.make.detach(operand) if detached else self.make.number(operand)
 
     def _convert(self, root: fx.Node) -> Node:
         stack = [root]
@@ -107,12 +122,15 @@ class Converter:
         leaf = self.leaves.get(node)
         if leaf is None:
             return list(_arguments(node))
-        if leaf.op == "product" and leaf.stream == 1:
-            return [self.operands[leaf.index - len(self.recording.products)], self._operand(leaf)]
-        return [self._operand(leaf)] if leaf.op in ("product", "doperand") else []
+        return [node for _, node in self._operands(leaf) if node is not None]
 
-    def _operand(self, leaf: Leaf) -> fx.Node:
-        return self.operands[leaf.index]
+    def _operands(self, leaf: Leaf) -> list[tuple[int, fx.Node | None]]:
+        """What a product's result or operand's gradient depends on, by number: operands."""
+        if leaf.op not in ("product", "doperand"):
+            return []
+        both = leaf.op == "product" and leaf.stream == 1
+        first = [leaf.index - len(self.recording.products)] if both else []
+        return [(index, self.operands[index]) for index in (*first, leaf.index)]
 
     def _made(self, node: fx.Node) -> Node:
         leaf = self.leaves.get(node)
@@ -125,8 +143,10 @@ class Converter:
         name, layout = base_name(node.target), self._layout(node)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             self._fail(node, "draws random numbers: declare them in `noise`")
+        if node.meta["val"].is_complex():
+            self._fail(node, "makes complex numbers: a step has real ones")
         if layout is None:
-            self._unsupported(node)
+            self._unsupported(node, shaped=True)
         made: Node | None
         if name in RESHAPES:
             made = self._reshaped(node, layout)
@@ -134,7 +154,10 @@ class Converter:
             made = self._sum(node, *node.args[1:2])
         elif name in HANDLERS:
             args, kwargs = fx.map_arg((node.args, node.kwargs), self._known)
-            made = HANDLERS[name](self.make, *args, **kwargs)
+            try:
+                made = HANDLERS[name](self.make, *args, **kwargs)
+            except Refused as refused:
+                self._fail(node, str(refused))
         else:
             made = None
         if made is None:
@@ -147,10 +170,13 @@ class Converter:
 
     def _leaf(self, node: fx.Node, leaf: Leaf) -> Node:
         if leaf.op == "product":
-            args = tuple(self.nodes[operand] for operand in self._needs(node))
+            args = tuple(
+                self.make.constant(0.0) if made is None else self._of_product(self.nodes[made], p)
+                for p, made in self._operands(leaf)
+            )
             return self.make.product(args, leaf.index, leaf.width)
-        if leaf.op == "doperand" and self.nodes[self._operand(leaf)].op == "state":
-            return self.make.constant(0.0)  # the engine adds this gradient
+        if leaf.op == "doperand" and any(self.nodes[n].op == "state" for n in self._needs(node)):
+            return self.make.constant(0.0)  # the engine adds this gradient, if it flows
         return self.make.leaf(leaf.op, leaf.index, leaf.width)
 
     def _constant(self, node: fx.Node) -> Node:
@@ -218,12 +244,12 @@ class Converter:
         name = spelling(call) if call is not None else f"the derivative ({node.target})"
         raise node_error(self.recording.declaration, f"{name} {problem}", call)
 
-    def _unsupported(self, node: fx.Node) -> NoReturn:
+    def _unsupported(self, node: fx.Node, shaped: bool = False) -> NoReturn:
         call = node.meta.get("call")
         names = [call_name(call)] if call is not None else []
         if isinstance(node.target, torch._ops.OpOverload):
             names.append(base_name(node.target))
-        self._fail(node, unsupported(*names))
+        self._fail(node, unsupported(*names, shaped=shaped))
 
 
 def _arguments(node: fx.Node) -> Sequence[fx.Node]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rnnext.codegen import names
+from rnnext.codegen.errors import cell_error
 from rnnext.codegen.function import Names, constant, function
 from rnnext.codegen.ir import Node, Program, Width, walk
 from rnnext.codegen.plan import Plan, plan, state_width
 from rnnext.codegen.schedule import Schedule
 
 _COLUMNS = 120
-_LIMITS = {"states": 16, "params": 32, "matrices": 8, "products": 16, "noise": 8, "sizes": 7}
-_MOST_VALUES, _MOST_STAGES = 96, 16  # as kMaxValues and kMaxStages in csrc/engine/cell.h
+_MOST_VALUES = 96  # as kMaxValues in csrc/engine/cell.h, where the other limits are too
 
 # The enumeration that a call's first argument is from; a leaf is read by the call of its name.
 _ENUM_OF = {
@@ -36,15 +36,61 @@ def header(program: Program, name: str) -> str:
         name: of the cell for the engine.
 
     Raises:
-        ValueError: the cell has more of something than the engine takes.
+        CellError: the cell has more of something than the engine takes.
     """
-    return Header(plan(program), name).text()
+    _check_declared(program)
+    how = plan(program)
+    _check_planned(how)
+    return Header(how, name).text()
 
 
 def struct_name(program: Program) -> str:
     """The name of the struct in the header."""
     name = names.identifier(program.declaration.name)
     return f"{name}Cell" if name in names.RESERVED else name
+
+
+def _check_declared(program: Program) -> None:
+    """Before the plan, which takes long of a large cell."""
+    cell = program.declaration
+    gradients = [program.da, program.dx, program.dr, program.dproduct, program.dparam]
+    _check(
+        program,
+        {
+            "states": (len(program.next), 16),
+            "params": (len(program.dparam), 32),
+            "matrices": (len(cell.matrices), 8),
+            "products": (len(program.products), 16),
+            "kinds of noise": (len(cell.noise), 8),
+            "sizes besides hidden_size": (len(cell.sizes), 7),
+            "gates (those apart twice), products and params": (
+                sum(map(len, gradients)),
+                _MOST_VALUES,
+            ),
+        },
+    )
+
+
+def _check_planned(how: Plan) -> None:
+    old = how.program.streams * (len(how.program.declaration.states) - 1)
+    counts = {"values kept for the backward, old states among them": len(how.saved) + old}
+    stages = {}
+    for direction, order in (("forward", how.forward), ("backward", how.backward)):
+        counts[f"values between its {direction} stages"] = len(order.slots)
+        counts[f"sums over units in its {direction}"] = len(order.totals)
+        stages[f"{direction} stages"] = (len(order.stages), 16)
+    _check(how.program, stages | {what: (count, _MOST_VALUES) for what, count in counts.items()})
+
+
+def _check(program: Program, counts: Mapping[str, tuple[int, int]]) -> None:
+    for what, (count, most) in counts.items():
+        if count > most:
+            whose = "it has" if program.streams == 1 else "its second derivative has"
+            problem = (
+                f"{whose} {count} {what}, the engine takes at most {most}: compute less in one "
+                "step, or split the cell into several layers"
+            )
+            raise cell_error(program.declaration, problem)
 
 
 class Header:
@@ -54,33 +100,11 @@ class Header:
         self.plan = how
         self.program = how.program
         self.name = name
-        self._check_limits()
         self._name_constants()
         self._name_variables()
 
     def _all_sizes(self) -> list[str]:
         return ["hidden_size", *self.program.declaration.sizes]
-
-    def _check_limits(self) -> None:
-        cell, how = self.program.declaration, self.plan
-        counts = {
-            "states": (len(self.program.next), _LIMITS["states"]),
-            "params": (len(self.program.dparam), _LIMITS["params"]),
-            "matrices": (len(cell.matrices), _LIMITS["matrices"]),
-            "products": (len(self.program.products), _LIMITS["products"]),
-            "kinds of noise": (len(cell.noise), _LIMITS["noise"]),
-            "sizes": (len(cell.sizes), _LIMITS["sizes"]),
-            "values kept for the backward": (len(how.saved), _MOST_VALUES),
-        }
-        for direction, order in (("forward", how.forward), ("backward", how.backward)):
-            counts[f"values between its {direction} stages"] = (len(order.slots), _MOST_VALUES)
-            counts[f"{direction} stages"] = (len(order.stages), _MOST_STAGES)
-        for what, (count, most) in counts.items():
-            if count > most:
-                raise ValueError(
-                    f"{cell.name} has {count} {what}, the engine takes at most {most}: compute "
-                    "less in one step, or split the cell into several layers"
-                )
 
     def _name_constants(self) -> None:
         """Names of the enumerators: the user's in upper case, with their kind where taken."""
@@ -224,6 +248,7 @@ class Header:
         quoted = self.name.replace("\\", "\\\\").replace('"', '\\"')
         fields = {"name": f'"{quoted}"'}
         numbers = {
+            "sizes": (len(cell.sizes), 0),
             "streams": (program.streams, 1),
             "summed": (len(cell.gates), 0),
             "apart": (len(cell.apart_gates), 0),

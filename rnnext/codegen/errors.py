@@ -26,8 +26,20 @@ _ELEMENTWISE = (
     "a step is made of elementwise operations, sums over the units of a row (sum, mean, var, std, "
     "norm, layer_norm, ...) and products with a declared matrix"
 )
-_MATRIX = "products need a matrix that is declared in `matrices`"
-_MAXIMUM = "maxima and minima over the units of a row are not supported, sums are"
+_MATRIX = (
+    "products need a matrix that is declared in `matrices`; of two computed values there are "
+    "a * b and (a * b).sum(-1, keepdim=True)"
+)
+_SUMS = "maxima and minima over the units of a row are not supported, sums are"
+_MAXIMUM = f"{_SUMS}; of two values there are torch.maximum(a, b) and torch.minimum(a, b)"
+_SOFTMAX = f"{_SUMS}: e = torch.exp(z), e / e.sum(-1, keepdim=True), with z bounded"
+_LOGSUMEXP = f"{_SUMS}: torch.log(torch.exp(z).sum(-1, keepdim=True)), with z bounded"
+_ORDER = (
+    "units have no order among each other: they are not ranked or picked out by their values, and "
+    "there are no running sums over them; sums over all units of a row are supported, and a sum "
+    "over time is a state"
+)
+_PRODUCT = "products over the units of a row are not supported, sums are: of logarithms, then exp"
 _SHAPE = (
     "every value stays (N, width), and units are not sliced, joined or moved: declare several "
     "gates or states in place of parts of one"
@@ -40,16 +52,23 @@ def _all(names: str, advice: str) -> dict[str, str]:
 
 # Refused as soon as they are recorded; the others where they turn out not to fit.
 REFUSED = {
-    **_all("matmul mm addmm bmm baddbmm linear bilinear einsum dot mv", _MATRIX),
-    **_all("amax amin aminmax softmax log_softmax softmin logsumexp", _MAXIMUM),
-    **_all("cat concat stack hstack vstack chunk split tensor_split unbind", _SHAPE),
-    **_all("flip roll gather repeat index_select", _SHAPE),
-    **_all("cumsum cumprod sort argsort topk argmax argmin", _ELEMENTWISE),
+    **_all("matmul mm addmm bmm baddbmm addbmm addmv addr linear bilinear mv", _MATRIX),
+    **_all("einsum dot vdot inner outer ger tensordot kron chain_matmul multi_dot cdist", _MATRIX),
+    **_all("amax amin aminmax", _MAXIMUM),
+    **_all("softmax softmin", _SOFTMAX),
+    **_all("log_softmax logsumexp", _LOGSUMEXP),
+    **_all("cat concat concatenate stack hstack vstack dstack column_stack", _SHAPE),
+    **_all("chunk split tensor_split hsplit vsplit unbind unfold pad glu", _SHAPE),
+    **_all("flip fliplr roll gather repeat tile repeat_interleave index_select take", _SHAPE),
+    **_all("masked_select nonzero argwhere take_along_dim scatter index_put", _SHAPE),
+    **_all("cumsum cumprod cummax cummin logcumsumexp sort argsort msort topk kthvalue", _ORDER),
+    **_all("argmax argmin median nanmedian quantile mode searchsorted bucketize diff", _ORDER),
+    **_all("prod nanprod", _PRODUCT),
 }
 _ADVICE = {
     **REFUSED,
     **_all("max min", _MAXIMUM),
-    **_all("select slice getitem view reshape flatten unflatten narrow index", _SHAPE),
+    **_all("select slice getitem view view_as reshape flatten unflatten narrow index", _SHAPE),
     **_all("transpose permute t T mT expand unsqueeze squeeze movedim", _SHAPE),
 }
 
@@ -71,7 +90,14 @@ class Line(NamedTuple):
 
     def short(self) -> str:
         """``my_cells.py:12: z = torch.sigmoid(z)``."""
-        return f"{os.path.basename(self.file)}:{self.number}: {self.text}".rstrip(": ")
+        return self._place(os.path.basename(self.file))
+
+    def long(self) -> str:
+        """The same with the file's whole path."""
+        return self._place(self.file)
+
+    def _place(self, file: str) -> str:
+        return f"{file}:{self.number}: {self.text}" if self.text else f"{file}:{self.number}"
 
     @staticmethod
     def of_caller() -> Line | None:
@@ -97,8 +123,7 @@ def cell_error(declaration: Declaration, problem: str, line: Line | None = None)
     if line is None:
         code = getattr(inspect.unwrap(declaration.step), "__code__", None)
         line = Line(code.co_filename, code.co_firstlineno) if code is not None else None
-    place = f"\n  {line.file}:{line.number}: {line.text}".rstrip(": ") if line else ""
-    return CellError(f"{declaration.name}: {problem}{place}")
+    return CellError(f"{declaration.name}: {problem}" + (f"\n  {line.long()}" if line else ""))
 
 
 def node_error(declaration: Declaration, problem: str, node: fx.Node | None) -> CellError:
@@ -106,10 +131,36 @@ def node_error(declaration: Declaration, problem: str, node: fx.Node | None) -> 
     return cell_error(declaration, problem, node.meta.get("line") if node is not None else None)
 
 
-def unsupported(*names: str) -> str:
-    """What to do in place of an operation, by its first name of which something is known."""
-    advice = next((_ADVICE[name] for name in names if name in _ADVICE), _ELEMENTWISE)
+def unsupported(*names: str, shaped: bool = False) -> str:
+    """What to do in place of an operation, by its first name of which something is known.
+
+    Args:
+        names: of the operation.
+        shaped: its result is not (N, width).
+    """
+    usual = _SHAPE if shaped else _ELEMENTWISE
+    advice = next((_ADVICE[name] for name in names if name in _ADVICE), usual)
     return f"is not supported in a step: {advice}"
+
+
+def raised(error: Exception) -> str:
+    """What a step raised, and what to do where a stand-in was given to what takes no such thing."""
+    reason = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__} while it was recorded: {reason}{_hint(error)}"
+
+
+def _hint(error: Exception) -> str:
+    text = str(error)
+    if type(error).__module__.startswith("torch._dynamo"):
+        return "; torch.compile has no effect in a step: call the function itself"
+    if "torch.finfo()" in text:
+        return "; a step is recorded once for float32 and float64: write torch.finfo(torch.float32)"
+    if "StandIn" not in text:
+        return ""
+    return (
+        " (a StandIn is what stands for a tensor while the step is recorded: torch's own functions "
+        "and operators take it; NumPy, math, torch.jit and torch.func do not)"
+    )
 
 
 def call_name(node: fx.Node) -> str:
@@ -125,7 +176,10 @@ def spelling(node: fx.Node) -> str:
         return f"Tensor.{call_name(node)}"
     if call_name(node) in magic_methods and node.target is getattr(operator, call_name(node), None):
         return f"`{magic_methods[call_name(node)].format('a', 'b')}`"
-    return qualified(node.target).replace("torch._C._nn.", "torch.nn.functional.")
+    name = qualified(node.target)
+    for module in ("torch._C._nn.", "rnnext.codegen.functions."):
+        name = name.replace(module, "torch.nn.functional.")
+    return name
 
 
 def qualified(target: Any) -> str:

@@ -242,6 +242,8 @@ class _Block:
         if node.op in _COMPARISONS:
             left, right = (arg.within(_COMPARISON + 1) for arg in args)
             return Text(f"{left} {_COMPARISONS[node.op]} {right}", _COMPARISON)
+        if node.op == "detach":
+            return self.texts[node.args[0]]
         if node.op == "neg":
             return Text(f"-{args[0].within(_NEGATION + 1)}", _NEGATION)
         called = _CALLED.get(node.op, node.op)

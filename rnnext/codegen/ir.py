@@ -31,7 +31,8 @@ class Node:
     apart gate, or the one of an input gate), ``state``, ``param``, ``noise``, ``size``,
     ``constant``; of the backward: ``dnext`` and ``doperand``. ``product`` has its operand as
     argument (in the second stream: the operand and its tangent), ``sum`` adds up its argument
-    over the units of a row. All others are elementwise and named as in torch; a width of 1
+    over the units of a row. ``detach`` is its argument, where a product has a state for operand to
+    which no gradient flows back. All others are elementwise and named as in torch; a width of 1
     broadcasts.
     """
 
@@ -140,7 +141,7 @@ def evaluate(
             values[node] = leaves[node.op, node.index]
         elif node.op == "constant":
             kind = torch.bool if node.boolean else torch.float64  # 0-dim: leaves others' dtype
-            values[node] = torch.full((), node.value, dtype=kind)
+            values[node] = torch.full((), node.value, dtype=kind, device="cpu")
         elif node.op == "sum":
             values[node] = args[0].sum(-1, keepdim=True)
         elif node.op == "detach":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rnnext.codegen import names
 from rnnext.codegen.cut import cheapest_closure
+from rnnext.codegen.errors import cell_error
 from rnnext.codegen.ir import Node, ProductUse, Program, Width, walk
 from rnnext.codegen.schedule import Graph, Schedule, Task, cost, needs, schedule
 
@@ -99,7 +100,7 @@ def plan(program: Program) -> Plan:
     """Choose what to keep and order a program's work.
 
     Raises:
-        ValueError: values of different widths meet in one that is no product and no sum.
+        CellError: values of different widths meet in one that is no product and no sum.
     """
     kept = _choose(program)
     operands = dict(_operands(program))
@@ -115,7 +116,10 @@ def plan(program: Program) -> Plan:
     ]
     forward, operand_tasks = _forward_graph(program, saved)
     backward = _backward_graph(program, saved)
-    steps, back = schedule(forward), schedule(backward)
+    try:
+        steps, back = schedule(forward), schedule(backward)
+    except ValueError as error:
+        raise cell_error(program.declaration, str(error)) from error
     products = []
     for number, use in enumerate(program.products):
         if (state := state_of(program, use)) >= 0:

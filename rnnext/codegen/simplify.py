@@ -127,7 +127,8 @@ def _mul(make: Builder, a: Node, b: Node) -> Node | None:
 def _div(make: Builder, a: Node, b: Node) -> Node | None:
     if make.backward and _is(a, 0.0):
         return a
-    if b.op == "constant" and b.value != 0 and abs(math.frexp(b.value)[0]) == 0.5:
+    mantissa, exponent = math.frexp(b.value)
+    if b.op == "constant" and abs(mantissa) == 0.5 and abs(exponent) < 100:
         return make("mul", a, make.constant(1 / b.value))
     return None
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from rnnext.codegen.aten import decompositions
 from rnnext.codegen.convert import Converter, Leaf, Result
-from rnnext.codegen.errors import cell_error
+from rnnext.codegen.errors import cell_error, node_error, spelling
 from rnnext.codegen.ir import Node, ProductUse, Program, Width, evaluate
 from rnnext.codegen.record import Recording, inputs, replay
 
@@ -47,7 +47,7 @@ def _lower_step(recording: Recording, keep_detach: bool) -> Program:
     kinds += [("operand", p) for p in range(count)]
 
     def step_and_gradients(given: dict[Leaf, Tensor]) -> list[Tensor | None]:
-        given |= {leaf: given[leaf].detach().requires_grad_() for leaf in smooth}
+        given |= {leaf: given[leaf].requires_grad_() for leaf in smooth}
         by_kind = {(leaf.op, leaf.index): tensor for leaf, tensor in given.items()}
         values: dict[str, object] = {**declaration.constants, **dict.fromkeys(declaration.matrices)}
         values.update({name: given[leaf] for name, leaf in arguments.items()})
@@ -55,22 +55,29 @@ def _lower_step(recording: Recording, keep_detach: bool) -> Program:
             if leaf.op == "ruler":
                 values[leaf.name] = given[leaf].shape[-1]
         operands: list[Tensor] = []
+        rows = given[leaves[0]].shape[0]
 
         def product_of(value: Tensor, p: int) -> Tensor:
             operands.append(value)
+            if not value.requires_grad:
+                detached.add(p)
             return by_kind["product", p]
 
         def after(node: fx.Node) -> None:
             line = node.meta.get("line")
             _mark(source=line.short() if line is not None else "", call=node)
+            _check_sizes(recording, rows, node)
 
         outputs = [*replay(recording, values, product_of, after=after), *operands]
         cotangents = [by_kind[_COTANGENT[kind], index] for kind, index in kinds]
-        return [*outputs, *_gradients(recording, outputs, [given[x] for x in smooth], cotangents)]
+        gradients = _gradients(recording, outputs, [given[x] for x in smooth], cotangents)
+        _check_sizes(recording, rows)
+        return [*outputs, *gradients]
 
+    detached: set[int] = set()
     graph = _graph(recording, leaves, step_and_gradients)
     results = [*kinds, *((f"d{leaf.op}", leaf.index) for leaf in smooth)]
-    nodes = Converter(recording, leaves, graph, keep_detach).run(results)
+    nodes = Converter(recording, leaves, graph, keep_detach).run(results, detached)
     return _program(recording, 1, nodes)
 
 
@@ -90,11 +97,12 @@ def _lower_tangents(recording: Recording, program: Program) -> Program:
 
     def step_and_gradients(given: dict[Leaf, Tensor]) -> list[Tensor | None]:
         varied = [leaf for leaf in leaves if leaf.op in _SMOOTH or leaf.op in _COTANGENT.values()]
-        given |= {leaf: given[leaf].detach().requires_grad_() for leaf in varied}
+        given |= {leaf: given[leaf].requires_grad_() for leaf in varied}
         by_kind = {(leaf.op, leaf.index): tensor for leaf, tensor in given.items()}
         for leaf in leaves:
             if leaf.op == "ruler":
-                by_kind["size", leaf.index] = torch.full((), given[leaf].shape[-1])
+                size = torch.full((), given[leaf].shape[-1], dtype=torch.float32, device="cpu")
+                by_kind["size", leaf.index] = size
         rows = given[leaves[0]].shape[0]
 
         def after(node: Node) -> None:
@@ -117,13 +125,15 @@ def _lower_tangents(recording: Recording, program: Program) -> Program:
         more = _gradients(recording, tangents, [given[leaf] for leaf in smooth], cotangents)
         total = [a if b is None else a + b for a, b in zip(g, more, strict=False)]
         primal = [values[node] for node in (*program.next, *operands)]
+        _check_sizes(recording, rows)
         return [*primal, *tangents, *total, *more[len(total) :]]
 
     graph = _graph(recording, leaves, step_and_gradients)
     tangent_kinds = [("next", k + states) for k in range(states)]
     tangent_kinds += [("operand", p + count) for p in range(count)]
     results = [*kinds, *tangent_kinds, *((f"d{leaf.op}", leaf.index) for leaf in first + second)]
-    nodes = Converter(recording, leaves, graph, keep_detach=False).run(results)
+    detached = {p for p, operand in enumerate(operands) if operand.op == "detach"}
+    nodes = Converter(recording, leaves, graph, keep_detach=False).run(results, detached)
     return _program(recording, 2, nodes)
 
 
@@ -138,7 +148,12 @@ def _graph(
     sizes: dict[Width, int] = {1: 1, "hidden_size": 7}
     sizes.update({name: 8 + 3 * i for i, name in enumerate(recording.declaration.sizes, 1)})
     examples = [
-        torch.zeros(*() if leaf.op == "param" else (3,), sizes[leaf.width], device="cpu")
+        torch.zeros(
+            *() if leaf.op == "param" else (3,),
+            sizes[leaf.width],
+            dtype=torch.float32,
+            device="cpu",
+        )
         for leaf in leaves
     ]
 
@@ -158,6 +173,16 @@ def _mark(**meta: object) -> None:
         if "source" in made.meta or made.op == "placeholder":
             break
         made.meta.update(meta)
+
+
+def _check_sizes(
+    recording: Recording, size: int | torch.SymInt, node: fx.Node | None = None
+) -> None:
+    """Refuse what holds for some sizes only: tracing keeps what it has assumed of them."""
+    if isinstance(size, torch.SymInt) and size.node.shape_env.guards:
+        what = "the derivative of its step" if node is None else spelling(node)
+        problem = f"{what} is right for some sizes only: take sizes from z.shape or by their names"
+        raise node_error(recording.declaration, problem, node)
 
 
 def _gradients(

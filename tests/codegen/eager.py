@@ -22,6 +22,18 @@ def random(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def assert_close(actual, expected, tolerance, name):
+    """The same up to rounding, or an error that says the result's name."""
+    torch.testing.assert_close(
+        actual,
+        expected,
+        rtol=tolerance,
+        atol=tolerance,
+        equal_nan=True,
+        msg=lambda text: f"{name}: {text}",
+    )
+
+
 class Case:
     """A cell with values for all that it takes; with two streams, tangents of what is smooth."""
 
@@ -46,18 +58,13 @@ class Case:
     def check(self, rtol=1e-12):
         """Compare all results."""
         (new, gradients), values = self.by_torch(), self.by_program()
-        found = {("next", k): values[node] for k, node in enumerate(self.program.next)}
+        names = [(f"new {name}", s) for s in range(self.streams) for name in self.cell.states]
+        found = {name: values[node] for name, node in zip(names, self.program.next, strict=True)}
         found |= self.gradients(values)
-        expected = {("next", k): value for k, value in enumerate(new)} | gradients
+        expected = dict(zip(names, new, strict=True)) | gradients
         for name, value in expected.items():
-            torch.testing.assert_close(
-                found[name].expand(value.shape).double(),
-                value,
-                rtol=rtol,
-                atol=rtol,
-                equal_nan=True,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
+            # Double: of booleans eager results are float32, whatever the layer's are.
+            assert_close(found[name].expand(value.shape).double(), value.double(), rtol, name)
 
     def by_torch(self):
         """New states and gradients; a row at a time, so that params have a gradient for each."""

@@ -121,9 +121,21 @@ def switch(exp, u, class_, h, U, big):
     template = torch.exp(0.1 * exp) / 3
     V = torch.minimum(torch.abs(u), torch.full_like(u, 1e-3) * class_)
     σ = torch.where((V > 0) & ~(class_ < h), template - (V - h), -(-0.3 * V))
-    return torch.clamp(σ, -big, 2.5) - torch.floor(U), σ.pow(1.5).nan_to_num(0.0) + U
+    return torch.clamp(σ, -big, 2.5) - torch.floor(U), σ.pow(1.5).nan_to_num(0.0, 1e3, -1e3) + U
 
 
 @cell(gates=("a",), matrices={"V": ("hidden_size", "hidden_size")})
 def StateProduct(a, h, V):
     return torch.tanh(a) * linear(h, V) + linear(torch.sin(a), V) + linear(torch.ones_like(h), V)
+
+
+@cell(
+    gates=("a",),
+    states=("h", "c"),
+    matrices={"V": ("hidden_size", "hidden_size")},
+    noise={"keep": Dropout(0.1)},
+)
+def Detached(a, h, c, V, keep):
+    """Products to whose operands no gradient flows back: two of them are states."""
+    made = linear(h.detach(), V) + linear(c.data, V) + linear(keep, V) + linear(c, V)
+    return torch.tanh(a * made + h), torch.tanh(made) + 0.5 * c

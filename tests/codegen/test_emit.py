@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from eager import program_of
 from sample_cells import CELLS
 
 from rnnext.cell import declare
@@ -19,12 +20,13 @@ CSRC = HERE.parents[1] / "csrc"
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 SIZES = {"hidden_size": 5, "proj_size": 3}
 ROWS = 4
-CASES = [(name, 1) for name in CELLS] + [(name, 2) for name in ("GRU", "MGU", "LayerNormLSTM")]
+TWICE = ("GRU", "MGU", "LayerNormLSTM", "Detached")
+CASES = [(name, 1) for name in CELLS] + [(name, 2) for name in TWICE]
 
 
 @pytest.fixture(scope="module")
 def programs():
-    return {(name, streams): trace.lower(record(CELLS[name]), streams) for name, streams in CASES}
+    return {(name, streams): program_of(CELLS[name], streams) for name, streams in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +253,3 @@ def test_a_backslash_does_not_continue_a_comment():
 
     header = emit.header(trace.lower(record(declare("LONG", step, gates=("a",)))), "x")
     assert "\\" not in header
-
-
-def test_too_much_for_the_engine():
-    states = tuple(f"s{k}" for k in range(17))
-    arguments = ", ".join(states)
-    step = eval(f"lambda a, {arguments}: (a * s0, {', '.join(states[1:])})")
-    cell = declare("WIDE", step, gates=("a",), states=states)
-    with pytest.raises(ValueError, match="WIDE has 17 states, the engine takes at most 16"):
-        emit.header(trace.lower(record(cell)), "x")

@@ -2,17 +2,16 @@
 
 import pytest
 import torch
+from eager import program_of
 from sample_cells import CELLS
 
 from rnnext.cell import declare
 from rnnext.codegen.cut import cheapest_closure
 from rnnext.codegen.plan import plan
-from rnnext.codegen.record import record
-from rnnext.codegen.trace import lower
 
 
 def planned(cell, streams=1):
-    return plan(lower(record(cell), streams))
+    return plan(program_of(cell, streams))
 
 
 def widths(schedule):

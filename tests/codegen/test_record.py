@@ -8,8 +8,9 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
+from eager import Case
 
-from rnnext.cell import declare
+from rnnext.cell import Bernoulli, Dropout, Param, declare
 from rnnext.codegen.errors import CellError
 from rnnext.codegen.record import record
 from rnnext.codegen.trace import lower
@@ -98,15 +99,24 @@ STEPS = [
     (lambda a, h: h.sum(-1, keepdim=True), r"must be \(N, hidden_size\), got \(N, 1\)"),
     (lambda a, h: h > a, "must be floating point, got torch.bool"),
     (without_gradient, r"no_grad .*detach\(\)"),
-    (calls_helper, "Tensor.cumsum is not supported in a step: .* elementwise"),
-    (lambda a, h: h.sort(-1)[0], "Tensor.sort is not supported"),
-    (lambda a, h: h @ a.T, "`a @ b` is not supported.* declared in `matrices`"),
-    (lambda a, h: torch.softmax(h, -1), "torch.softmax is not supported.* maxima"),
-    (lambda a, h: h.max(-1, keepdim=True)[0] * a, "Tensor.max is not supported.* maxima"),
+    (calls_helper, "Tensor.cumsum is not supported in a step: .* running sums .* is a state"),
+    (lambda a, h: h.sort(-1)[0], "Tensor.sort is not supported.* not ranked"),
+    (lambda a, h: h * h.argmax(-1, keepdim=True), "Tensor.argmax is not supported.* not ranked"),
+    (lambda a, h: h * h.prod(-1, keepdim=True), "Tensor.prod is not supported.* logarithms"),
+    (lambda a, h: h @ a.T, r"`a @ b` is not supported.* in `matrices`; .* \(a \* b\).sum\(-1"),
+    (lambda a, h: torch.einsum("nh,nh->n", a, h), "einsum is not supported.* in `matrices`"),
+    (lambda a, h: (h[:, :, None] * a[:, None]).sum(1), r"`a \* b` is not .* stays \(N, width\)"),
+    (lambda a, h: torch.softmax(h, -1), r"torch.softmax is not supported.* e / e.sum\(-1"),
+    (lambda a, h: h - h.logsumexp(-1, True), r"Tensor.logsumexp .* torch.log\(torch.exp\(z\)"),
+    (lambda a, h: h.max(-1, keepdim=True)[0] * a, "Tensor.max .* maxima .* torch.maximum"),
     (lambda a, h: h[:, :1] * a, r"`a\[b\]` is not supported.* units are not sliced"),
     (lambda a, h: torch.cat([h, a], -1), "torch.cat is not supported.* joined"),
     (chunks, "Tensor.chunk is not supported.* gates or states"),
-    (lambda a, h: h.reshape(h.shape[1], -1).reshape(h.shape), "Tensor.reshape is not supported"),
+    (lambda a, h: h.reshape(h.shape[1], -1).reshape(h.shape), "Tensor.reshape .* some sizes only"),
+    (lambda a, h: h.view(-1, 1).view(h.shape), r"Tensor.view .* stays \(N, width\)"),
+    (lambda a, h: h[h > 0] * a, r"picks out values by a tensor: use torch.where"),
+    (lambda a, h: a - h.mean(-1), r"size of tensor a \(7\) .* 3 rows of 7 units.* keepdim=True"),
+    (lambda a, h: h[:, : h.shape[1] // 2], r"state 'h' must be \(N, hidden_size\), got \(N, 3\)"),
     (lambda a, h: h.T.T, "Tensor.T is not supported"),
     (lambda a, h: torch.atan(h), "torch.atan is not supported in a step: .* elementwise"),
     (lambda a, h: h - h.mean(0), "Tensor.mean adds up rows of the batch"),
@@ -165,8 +175,13 @@ def test_a_wrong_product_names_widths():
         record(cell)
 
 
+def test_a_line_that_ends_in_a_colon_is_whole():
+    with pytest.raises(CellError, match=r"test_record.py:\d+: if a.mean\(\) > 0:  # here$"):
+        record(declare("MyCell", branch, gates=("a",)))
+
+
 def text_of(step, **parts):
-    return record(declare("MyCell", step, gates=("a",), **parts)).text
+    return record(declare("MyCell", step, **{"gates": ("a",), **parts})).text
 
 
 def test_text_tells_steps_apart():
@@ -189,9 +204,77 @@ def test_text_tells_steps_apart():
     assert by_constant[0] != by_constant[1]
 
 
+def test_text_tells_declarations_apart():
+    """The same step of other kinds of values is another cell."""
+    hidden = "hidden_size"
+    families = {
+        "lambda a, b, h: h * a * b": [
+            {"gates": ("a", "b")},
+            {"gates": ("b", "a")},
+            {"input_gates": ("b",)},
+            {"noise": {"b": Dropout(0.1)}},
+            {"noise": {"b": Dropout(0.2)}},
+            {"noise": {"b": Bernoulli(0.1)}},
+            {"noise": {"b": Dropout("rate")}, "constants": {"rate": 0.3}},
+            {"noise": {"b": Dropout(0.1, per="sequence")}},
+            {"noise": {"b": Dropout(0.1, size=1)}},
+            {"params": {"b": 0.5}},
+            {"params": {"b": Param(0.5, size=1)}},
+        ],
+        "lambda a, n_x, n_h, h: h * a + n_x * n_h": [
+            {"apart_gates": ("n",)},
+            {"gates": ("a", "n_x", "n_h")},
+        ],
+        "lambda a, h, m: (a, m + h.mean(-1, keepdim=True))": [
+            {"states": ("h", "m")},
+            {"states": {"h": hidden, "m": 1}},
+        ],
+        "lambda a, h, W: F.linear(a, W) * h": [
+            {"states": {"h": "p"}, "sizes": ("p", "q"), "matrices": {"W": ("p", hidden)}},
+            {"states": {"h": "q"}, "sizes": ("p", "q"), "matrices": {"W": ("q", hidden)}},
+        ],
+    }
+    for step, kinds in families.items():
+        texts = [text_of(eval(step), **kind) for kind in kinds]
+        assert len(set(texts)) == len(texts)
+
+
+def test_a_cell_is_recorded_once():
+    """So that its derivatives, compiled later, are those of the same step."""
+    scale = 2.0
+
+    def step(a, h):
+        return scale * h + a
+
+    cell = declare("MyCell", step, gates=("a",))
+    first = record(cell)
+    scale = 3.0
+    assert record(cell) is first
+
+
 def test_unused_work_is_left_out():
     def step(a, h):
         a.exp()
         return a + h
 
     assert "exp" not in text_of(step)
+
+
+def test_unused_products_are_left_out():
+    """And do not stand in the way of the others."""
+
+    def step(a, h, p, W, P):
+        F.linear(a * h, W)
+        y = F.linear(a, P)
+        return F.linear(h, W) + a, p + y
+
+    cell = declare(
+        "MyCell",
+        step,
+        gates=("a",),
+        states={"h": "hidden_size", "p": "k"},
+        sizes=("k",),
+        matrices={"W": ("hidden_size", "hidden_size"), "P": ("k", "hidden_size")},
+    )
+    assert record(cell).products == (1, 0)
+    Case(cell).check()

@@ -1,0 +1,37 @@
+"""Fixtures for all tests."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each cell is compiled once a session, whatever the user's own cache holds.
+
+    RNNEXT_CACHE is taken if it is set: what is there from one session to the next saves time. Not a
+    fixture, since modules that declare cells look into the cache when they are imported.
+    """
+    if not os.environ.get("RNNEXT_CACHE"):
+        folder = tempfile.TemporaryDirectory(prefix="rnnext-cells-")
+        os.environ["RNNEXT_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: os.environ.pop("RNNEXT_CACHE"))
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Every uninitialised tensor, the kernels' own buffers too, begins as NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
