@@ -75,7 +75,7 @@ def _rsub(make: Builder, a: Value, b: Value, alpha: Value = 1) -> Node:
 
 
 def _div(make: Builder, a: Value, b: Value, rounding_mode: str | None = None) -> Node | None:
-    if rounding_mode == "floor":  # torch's is exact, where a / b may be rounded up to a whole number
+    if rounding_mode == "floor":  # torch is exact, where a / b may be rounded up to an integer
         return None
     quotient = make("div", _number(make, a), _number(make, b))
     return make(rounding_mode, quotient) if rounding_mode else quotient
