@@ -131,6 +131,11 @@ def node_error(declaration: Declaration, problem: str, node: fx.Node | None) -> 
     return cell_error(declaration, problem, node.meta.get("line") if node is not None else None)
 
 
+def call_error(declaration: Declaration, node: fx.Node, reason: str) -> CellError:
+    """The error of a recorded call that torch itself refuses."""
+    return node_error(declaration, f"{spelling(node)} cannot be compiled: {reason}", node)
+
+
 def unsupported(*names: str, shaped: bool = False) -> str:
     """What to do in place of an operation, by its first name of which something is known.
 
@@ -143,10 +148,15 @@ def unsupported(*names: str, shaped: bool = False) -> str:
     return f"is not supported in a step: {advice}"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, which says enough of most of torch's."""
+    return str(error).strip().split("\n")[0]
+
+
 def raised(error: Exception) -> str:
     """What a step raised, and what to do where a stand-in was given to what takes no such thing."""
-    reason = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__} while it was recorded: {reason}{_hint(error)}"
+    kind = type(error).__name__
+    return f"{kind} while it was recorded: {first_line(error)}{_hint(error)}"
 
 
 def _hint(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from rnnext.codegen.errors import call_error, first_line
 from rnnext.codegen.ir import Width
 
 if TYPE_CHECKING:
@@ -58,15 +59,22 @@ class Examples:
         """Whether a value is a tensor (N, width)."""
         return isinstance(value, Tensor) and value.shape == (_ROWS, self.sizes[width])
 
-    def value(self, wanted: fx.Node) -> Any:
-        """What a node of a graph is worth, or the error that its call raises."""
+    def value(self, wanted: fx.Node, declaration: Declaration) -> Any:
+        """What a node of a graph is worth.
+
+        Raises:
+            CellError: it cannot be computed, or a node before it.
+        """
         for node in wanted.graph.nodes:
             if node not in self._known:
                 if node.op == "placeholder":
                     self._known[node] = self.inputs[str(node.target)]
                 else:
-                    given = fx.map_arg((node.args, node.kwargs), lambda arg: self._known[arg])
-                    self._known[node] = call(node, *given)
+                    args, kwargs = fx.map_arg((node.args, node.kwargs), self._known.__getitem__)
+                    try:
+                        self._known[node] = call(node, args, kwargs)
+                    except Exception as error:
+                        raise call_error(declaration, node, self.explain(error, args)) from error
             if node is wanted:
                 break
         return self._known[wanted]
@@ -81,8 +89,9 @@ class Examples:
             shape[0] = "N"
         return f"({shape[0]},)" if len(shape) == 1 else f"({', '.join(shape)})"
 
-    def explain(self, reason: str, args: tuple[object, ...]) -> str:
-        """What torch says of sizes that do not fit, and what to do."""
+    def explain(self, error: Exception, args: tuple[object, ...]) -> str:
+        """What torch says, and what to do where sizes do not fit."""
+        reason = first_line(error)
         if not re.search("size|shape|dimension", reason) or not re.search(r"\d", reason):
             return reason
         others = [f", {k} {size}" for k, size in self.sizes.items() if k not in (1, "hidden_size")]

@@ -6,6 +6,7 @@ are simply gone from the graph, and its text is a key for the compiled cell.
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -18,11 +19,12 @@ from torch import Tensor, fx
 from rnnext.codegen.errors import (
     CellError,
     Line,
+    call_error,
     cell_error,
+    first_line,
     node_error,
     qualified,
     raised,
-    spelling,
 )
 from rnnext.codegen.examples import Examples, call
 from rnnext.codegen.ir import Width
@@ -141,7 +143,7 @@ def replay(
     product_of: Callable[[Any, int], Any],
     before: Callable[[fx.Node], None] = lambda node: None,
     after: Callable[[fx.Node], None] = lambda node: None,
-    explain: Callable[[str, tuple[Any, ...]], str] = lambda reason, args: reason,
+    explain: Callable[[Exception, tuple[Any, ...]], str] = lambda error, args: first_line(error),
 ) -> tuple[Any, ...]:
     """Run a recorded graph.
 
@@ -150,7 +152,7 @@ def replay(
         values: of its inputs, by name.
         product_of: makes a product of a value and its number; called in their order.
         before, after: called with each node.
-        explain: says more of an error, given what torch says and the call's arguments.
+        explain: says what is wrong with a call, given its error and arguments.
     """
     known: dict[fx.Node, Any] = {}
     count = 0
@@ -170,9 +172,7 @@ def replay(
         except CellError:
             raise
         except Exception as error:
-            reason = explain(str(error).strip().split("\n")[0], args)
-            problem = f"{spelling(node)} cannot be compiled: {reason}"
-            raise node_error(recording.declaration, problem, node) from error
+            raise call_error(recording.declaration, node, explain(error, args)) from error
         after(node)
     raise AssertionError("a recorded graph ends with its output")
 
@@ -180,8 +180,7 @@ def replay(
 def _dice() -> object:
     """The state of the generators that only Python code draws from."""
     numpy = sys.modules.get("numpy")
-    drawn = numpy.random.get_state(legacy=False)["state"] if numpy else {}
-    return random.getstate(), [bytes(part) for part in drawn.values()]
+    return random.getstate(), pickle.dumps(numpy.random.get_state(legacy=False)) if numpy else b""
 
 
 def _checked(tracer: Tracer, returned: object) -> tuple[fx.Node, ...]:
