@@ -69,10 +69,16 @@ class Tracer(fx.Tracer):
         self._modes = _modes()
         self.failure: CellError | None = None
 
-    def fail(self, problem: str, line: Line | None = None) -> NoReturn:
-        """Raise an error that names the user's line, by default the one that is running."""
-        error = cell_error(self.declaration, _within() or problem, line or Line.of_caller())
-        self.failure = self.failure or error  # the step may catch it
+    def fail(self, problem: str, catch: bool = False) -> NoReturn:
+        """Raise an error that names the user's line that is running.
+
+        Args:
+            problem: what is wrong.
+            catch: whether the error may be caught; if not, it is kept and raised once more.
+        """
+        error = cell_error(self.declaration, _within() or problem, Line.of_caller())
+        if not catch:
+            self.failure = self.failure or error
         raise error
 
     def example(self, node: fx.Node) -> list[Any]:
@@ -220,9 +226,9 @@ class StandIn(fx.Proxy):
 
     tracer: Tracer
 
-    def _fail_to_python(self, kind: str) -> NoReturn:
+    def _fail_to_python(self, kind: str, catch: bool = False) -> NoReturn:
         hint = "; of a size, write hidden_size ** 0.5 in place of math.sqrt(hidden_size)"
-        self.tracer.fail(f"{kind} of what is only known later: {_CONTROL}{hint}")
+        self.tracer.fail(f"{kind} of what is only known later: {_CONTROL}{hint}", catch)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):  # some protocol's, as of an array
@@ -254,7 +260,7 @@ class StandIn(fx.Proxy):
         self._fail_to_python("int()")
 
     def __index__(self) -> int:
-        self._fail_to_python("an index or a range()")
+        self._fail_to_python("an index or a range()", catch=True)  # torch asks, and goes on
 
     def __len__(self) -> int:
         value = self.tracer.example(self.node)[0]

@@ -124,6 +124,14 @@ def gives_back(a, h):
     return LEFT[0]
 
 
+def swallows(a, h):
+    try:
+        scale = float(a.sum())  # here
+    except Exception:
+        scale = 2.0
+    return a * h * scale
+
+
 def of_dtype(a, h):
     if a.dtype == torch.float32:  # here
         return a
@@ -180,6 +188,7 @@ STEPS = [
     (counts, "not the same each time it is run"),
     (looks_back, "an earlier run of it has left behind.* `states`"),
     (gives_back, "returns a tensor from outside"),
+    (swallows, r"float\(\) of what is only known later"),
     (lambda a, h: max(a, h), "control flow"),
     (lambda a, h: sorted([a, h])[0], "control flow"),
     (lambda a, h: torch.where(0 < a < 1, a, h), "control flow"),
