@@ -52,7 +52,7 @@ using Forward = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorL
 using Backward = std::vector<Tensor>(const c10::List<optional<Tensor>>&, const Tensor&, at::TensorList,
                                      std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                      const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                     at::IntArrayRef, const c10::List<bool>&);
+                                     at::IntArrayRef, const c10::List<bool>&, int64_t);
 using Jvp = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList, const Tensor&,
                                 at::TensorList, at::TensorList, const optional<Tensor>&, const optional<Tensor>&,
                                 int64_t, bool, double, at::IntArrayRef);
@@ -70,10 +70,10 @@ std::vector<Tensor> call_forward(const char* name, const Options& o, const Tenso
 
 std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Tensor>>& grads, const Tensor& y,
                                   at::TensorList saved, const Tensor& x, at::TensorList h0, at::TensorList weights,
-                                  const c10::List<bool>& wanted) {
+                                  const c10::List<bool>& wanted, int64_t samples = 0) {
   return find_op<Backward>("rnnext::rnn_backward")
       .call(grads, y, saved, o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional, o.dropout,
-            o.sizes, wanted);
+            o.sizes, wanted, samples);
 }
 
 bool any_requires_grad(at::TensorList tensors) {
@@ -217,7 +217,7 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
                                  bool bidirectional, double dropout, at::IntArrayRef sizes,
-                                 const c10::List<bool>& output_mask) {
+                                 const c10::List<bool>& output_mask, int64_t samples) {
   const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, sizes.vec()};
   std::vector<Tensor> defined;
   c10::List<bool> given;
@@ -227,11 +227,12 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
   }
   if (at::GradMode::is_enabled() &&
       (x.requires_grad() || any_requires_grad(defined) || any_requires_grad(h0) || any_requires_grad(weights))) {
+    TORCH_CHECK(samples == 0, "rnnext: rnn_backward with samples can't be differentiated; differentiate each alone");
     const RnnBackward::Arguments arguments{o, y, saved.vec(), given, output_mask};
     return RnnBackward::apply(arguments, at::TensorList(defined), x, h0, weights);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_backward(o, grads, y, saved, x, h0, weights, output_mask);
+  return call_backward(o, grads, y, saved, x, h0, weights, output_mask, samples);
 }
 
 }  // namespace

@@ -18,11 +18,13 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
-  // grads: of y and of the final states, or None. output_mask: which gradients of x, h0 and weights are wanted.
+  // grads: of y and of the final states, or None. output_mask: which gradients of x, h0 and weights are wanted. samples:
+  // 0, or how many samples the batch holds, row r of x being of sample r % samples; each then has gradients of the
+  // weights of its own, [samples, ...], and what it gives can't be differentiated again.
   m.def(
       "rnn_backward(Tensor?[] grads, Tensor y, Tensor[] saved, str cell, Tensor x, Tensor[] h0, Tensor[] weights, "
       "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes, "
-      "bool[] output_mask) -> Tensor[]");
+      "bool[] output_mask, int samples=0) -> Tensor[]");
   // -> the tangents of y and of the final states, for tangents of the inputs; written in Python (derivatives.py)
   m.def(
       "rnn_jvp(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor dx, Tensor[] dh0, Tensor[] dweights, "

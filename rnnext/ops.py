@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnext import derivatives, reference
+from rnnext import batched_grads, derivatives, reference  # noqa: F401 (registers rules)
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 
@@ -154,9 +154,11 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     dropout,
     sizes,
     output_mask,
+    samples=0,
 ):
-    inputs = [x, *h0, *weights]
-    return [i.new_empty(i.shape) for i, wanted in zip(inputs, output_mask, strict=True) if wanted]
+    lead = (samples,) if samples else ()
+    inputs = [(x, x.shape), *((h, h.shape) for h in h0), *((w, (*lead, *w.shape)) for w in weights)]
+    return [t.new_empty(s) for (t, s), wanted in zip(inputs, output_mask, strict=True) if wanted]
 
 
 def _batch_of(batch_sizes: Tensor, h0: Sequence[Tensor]) -> int | torch.SymInt:

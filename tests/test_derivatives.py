@@ -41,7 +41,7 @@ def function_of(data: Data, run: Run = ops.rnn) -> Callable[..., tuple[Tensor, .
     return lambda *inputs: tuple(run(data.cell, *data.split(list(inputs)), **data.options))
 
 
-def loss_of(data: Data, run: Run) -> Callable[..., Tensor]:
+def loss_of(data: Data, run: Run = ops.rnn) -> Callable[..., Tensor]:
     """A number made of all outputs."""
     function = function_of(data, run)
     return lambda *inputs: torch.stack(
@@ -276,13 +276,6 @@ def test_third_derivatives_of_autograd_equal_the_references(cell: str) -> None:
             value = sum(g.sin().sum() for g in gradients)
         results.append([g.detach() for g in gradients])
     equal(*results, 1e-9)
-
-
-def test_vmap_says_that_it_is_not_there() -> None:
-    data = data_of("IndRNN", Case(T=3, N=2, C=2, H=3))
-    inputs = [torch.stack([t.detach()] * 2) for t in data.inputs(torch.float64)]
-    with pytest.raises(NotImplementedError, match="vmap over the fused kernels is not implemented"):
-        torch.vmap(function_of(data))(*inputs)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "SLSTM", "Everything"])

@@ -74,13 +74,13 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
                                  bool bidirectional, double dropout, at::IntArrayRef sizes,
-                                 const c10::List<bool>& output_mask) {
+                                 const c10::List<bool>& output_mask, int64_t samples) {
   const at::AutoDispatchBelowADInplaceOrView below;
   const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
                              sizes);
   std::vector<Tensor> given;
   for (const optional<Tensor>& grad : grads) given.push_back(grad.value_or(Tensor()));
-  return stack.backward(given, y, saved, output_mask.vec());
+  return stack.backward(given, y, saved, output_mask.vec(), samples);
 }
 
 std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {

@@ -62,9 +62,9 @@ struct Operand {
 template <class T>
 struct Target {
   int operand;  // -1: no matrix
-  T* dw;        // [rows, columns], or null
-  int64_t columns;
-  T* db;          // [rows], or null
+  T* dw;        // [samples, rows, columns], or null
+  int64_t rows, columns;
+  T* db;          // [samples, rows], or null
   int64_t shift;  // gradient column - row of dw
   bool first;     // nothing is there before the first block
 };
@@ -75,6 +75,17 @@ struct GradientColumns {
   Range columns;
   int64_t block;  // rows of a target that see the same columns of the operand
   std::vector<Target<T>> targets;
+};
+
+// The rows of a block that one sample has: all, or from its first one on every `samples`-th.
+struct SampleRows {
+  int64_t sample, samples;
+  int64_t count;  // in the block
+
+  template <class T>
+  Rows<T> of(Rows<T> block) const {
+    return {block.data + sample * block.stride, samples * block.stride};
+  }
 };
 
 template <class T>
@@ -90,17 +101,29 @@ class WeightGradients {
   }
 
   void add_buffers(Workspace<T>& workspace) {
-    const int64_t depth = padded(p_.steps.most_rows_in_a_block());
+    const int64_t depth = most_depth();
     for (Operand<T>& operand : operands_) workspace.add(&operand.panels, depth * operand.width);
     workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * depth);
   }
 
   // Adds what a block gives; `gradients` has its rows. The threads do not meet after it.
   void add_block(const Team& team, int64_t block, Rows<const T> gradients, const T* zeros, bool first) const {
-    const int64_t rows = p_.steps.rows_of(block).size(), depth = padded(rows);
-    for (const Operand<T>& operand : operands_) pack(team, operand, block, depth, zeros);
+    const int64_t rows = p_.steps.rows_of(block).size() / p_.samples;
+    for (int64_t sample = 0; sample < p_.samples; ++sample) {
+      if (sample > 0) team.sync();  // the panels may be written again
+      add_sample(team, block, {sample, p_.samples, rows}, gradients, zeros, first);
+    }
+  }
+
+ private:
+  int64_t most_depth() const { return padded(p_.steps.most_rows_in_a_block() / p_.samples); }
+
+  void add_sample(const Team& team, int64_t block, SampleRows rows, Rows<const T> gradients, const T* zeros,
+                  bool first) const {
+    const int64_t depth = padded(rows.count);
+    for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, zeros);
     team.sync();
-    T* transposed = transposed_ + team.rank * kRowChunk * padded(p_.steps.most_rows_in_a_block());
+    T* transposed = transposed_ + team.rank * kRowChunk * most_depth();
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
@@ -111,7 +134,6 @@ class WeightGradients {
     add_params(team, gradients, rows, first);
   }
 
- private:
   int add(const Operand<T>& operand) {
     const auto found = std::find(operands_.begin(), operands_.end(), operand);
     if (found != operands_.end()) return found - operands_.begin();
@@ -135,12 +157,13 @@ class WeightGradients {
       T* db_hh = tangent == s ? dw.b_hh : nullptr;
       if (dw.w_ih || db_ih) {
         const int operand = dw.w_ih ? add({Operand<T>::kInput, source, shape.C, 1}) : -1;
-        inputs.push_back({operand, dw.w_ih, shape.C, db_ih, base, first_into(dw.w_ih)});
+        inputs.push_back({operand, dw.w_ih, shape.gate_columns(), shape.C, db_ih, base, first_into(dw.w_ih)});
       }
       if (dw.w_hh || db_hh) {
         const int state = source * cell.states.count;
         const int operand = dw.w_hh ? add({Operand<T>::kState, state, shape.state_width(state), shape.heads}) : -1;
-        hidden.push_back({operand, dw.w_hh, shape.head_width(), db_hh, base, first_into(dw.w_hh)});
+        hidden.push_back(
+            {operand, dw.w_hh, shape.recurrent_columns(), shape.head_width(), db_hh, base, first_into(dw.w_hh)});
       }
     }
     const int64_t summed = base + cell.summed * H, gates = base + cell.gates() * H;
@@ -163,7 +186,7 @@ class WeightGradients {
           product.state >= 0
               ? Operand<T>{Operand<T>::kState, source * shape.cell->states.count + product.state, from, 1}
               : Operand<T>{Operand<T>::kSaved, product.saved[source], from, 1};
-      targets.push_back({add(operand), dw, from, nullptr, base, first_into(dw)});
+      targets.push_back({add(operand), dw, shape.width(product.to), from, nullptr, base, first_into(dw)});
     }
     columns_.push_back({{base, base + shape.width(product.to)}, shape.gradients.columns, targets});
   }
@@ -176,39 +199,39 @@ class WeightGradients {
     });
   }
 
-  void pack(const Team& team, const Operand<T>& operand, int64_t block, int64_t depth, const T* zeros) const {
-    const Range rows = p_.steps.rows_of(block), mine = team.share(depth);
+  void pack(const Team& team, const Operand<T>& operand, int64_t block, SampleRows rows, int64_t depth,
+            const T* zeros) const {
+    const int64_t begin = p_.steps.rows_of(block).begin;
+    const Range mine = team.share(depth);
     if (operand.kind == Operand<T>::kState) {
       const Range steps = p_.steps.steps_of(block);
       for (int64_t t = steps.begin; t < steps.end; ++t) {
-        const int64_t first = p_.steps.first(t) - rows.begin, continued = p_.steps.continued(t);
+        const int64_t first = (p_.steps.first(t) - begin) / rows.samples, continued = p_.steps.continued(t);
         const Rows<const T> before = states_before(p_, operand.index, t, 0, true, zeros);
         const Rows<const T> initial = states_before(p_, operand.index, t, 0, false, zeros);
-        const int64_t end = std::min(mine.end, first + p_.steps.rows(t));
+        const int64_t end = std::min(mine.end, first + p_.steps.rows(t) / rows.samples);
         for (int64_t k = std::max(mine.begin, first); k < end; ++k) {
-          const int64_t n = k - first;
+          const int64_t n = (k - first) * rows.samples + rows.sample;
           scatter(operand, n < continued ? before[n] : initial[n], k, depth);
         }
       }
     } else {
-      const Rows<const T> values = operand.kind == Operand<T>::kInput
-                                       ? p_.x[operand.index]
-                                       : p_.record.from(0, p_.shape.record.offset[operand.index]);
-      for (int64_t k = mine.begin; k < std::min(mine.end, rows.size()); ++k) {
-        scatter(operand, values[rows.begin + k], k, depth);
-      }
+      const Rows<const T> values =
+          rows.of(operand.kind == Operand<T>::kInput ? p_.x[operand.index].from(begin)
+                                                     : p_.record.from(begin, p_.shape.record.offset[operand.index]));
+      for (int64_t k = mine.begin; k < std::min(mine.end, rows.count); ++k) scatter(operand, values[k], k, depth);
     }
-    for (int64_t k = std::max(mine.begin, rows.size()); k < mine.end; ++k) scatter(operand, nullptr, k, depth);
+    for (int64_t k = std::max(mine.begin, rows.count); k < mine.end; ++k) scatter(operand, nullptr, k, depth);
   }
 
   // `chunk`: counted from the first of the columns.
-  void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, int64_t rows, Rows<T> transposed,
+  void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, Rows<T> transposed,
                  bool first_block) const {
     const int64_t depth = transposed.stride, begin = c.columns.begin + chunk.begin;
-    kernels<T>().transpose(rows, chunk.size(), gradients.from(0, begin), transposed);
-    for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows, transposed[j] + depth, T(0));
+    kernels<T>().transpose(rows.count, chunk.size(), rows.of(gradients.from(0, begin)), transposed);
+    for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows.count, transposed[j] + depth, T(0));
     for (const Target<T>& target : c.targets) {
-      const int64_t row = begin - target.shift;
+      const int64_t row = rows.sample * target.rows + begin - target.shift;
       if (target.db) {
         kernels<T>().row_sums(chunk.size(), depth, Rows<const T>(transposed), target.db + row, !first_block);
       }
@@ -224,16 +247,17 @@ class WeightGradients {
     }
   }
 
-  void add_params(const Team& team, Rows<const T> gradients, int64_t rows, bool first) const {
+  void add_params(const Team& team, Rows<const T> gradients, SampleRows rows, bool first) const {
     const CellShape& cell = *p_.shape.cell;
     for (int s = 0; s < cell.streams; ++s) {
       for (int k = 0; k < cell.params.count; ++k) {
         T* target = p_.dw[s].param[k];
         if (!target) continue;
-        const Range mine = team.share(p_.shape.width(cell.params.width[k]), kUnitGrain);
+        const int64_t width = p_.shape.width(cell.params.width[k]);
+        const Range mine = team.share(width, kUnitGrain);
         const int64_t column = p_.shape.gradients.offset[s * cell.gradients() + cell.slots() + cell.products + k];
-        kernels<T>().column_sums(rows, mine.size(), gradients.from(0, column + mine.begin), target + mine.begin,
-                                 !first);
+        kernels<T>().column_sums(rows.count, mine.size(), rows.of(gradients.from(0, column + mine.begin)),
+                                 target + rows.sample * width + mine.begin, !first);
       }
     }
   }

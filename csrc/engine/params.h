@@ -133,7 +133,8 @@ struct ScanBackward {
   T* dstate[kMaxStates];    // [N, width] each: the carry; in: gradients of the final states, out: of the initial ones
   Rows<T> dx[kStreams];     // [rows, C], or null: not wanted
   bool accumulate_dx;       // add to dx instead of writing it
-  Weights<T> dw[kStreams];  // those that are wanted
+  Weights<T> dw[kStreams];  // those that are wanted; of several samples [samples, ...] each
+  int64_t samples;          // row r of x is of sample r % samples
 };
 
 }  // namespace rnnext

@@ -16,6 +16,8 @@ namespace rnnext {
 // Rows of a time block, where sequences are many enough. The products over a block's rows then run at full speed, and
 // its buffers stay in cache.
 constexpr int64_t kBlockRows = 512;
+// The same of each sample, where each has its own gradients of the weights.
+constexpr int64_t kSampleRows = 64;
 
 template <class Backend>
 class Stack {
@@ -60,9 +62,11 @@ class Stack {
   }
 
   // Gradients of x, the initial states and the weights, in that order: those whose entry in `wanted` is true.
-  // `grads`: of y and of the final states, undefined where there is none. `saved`: as forward() gave it.
+  // `grads`: of y and of the final states, undefined where there is none. `saved`: as forward() gave it. `samples`: 0, or
+  // how many samples have gradients of the weights of their own, [samples, ...]; row r of x is of sample r % samples.
   std::vector<Tensor> backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList saved,
-                               const std::vector<bool>& wanted) const {
+                               const std::vector<bool>& wanted, int64_t samples) const {
+    check_samples(samples);
     const int64_t first_weight = 1 + h0_.size();
     std::vector<Tensor> dstates;
     for (int k = 0; k < cell_.all_states(); ++k) {
@@ -71,9 +75,10 @@ class Stack {
     }
     std::vector<Tensor> dweights(weights_.size());
     for (size_t i = 0; i < weights_.size(); ++i) {
-      if (wanted[first_weight + i]) {
-        dweights[i] = s_.rows ? at::empty_like(weights_[i]) : at::zeros_like(weights_[i]);
-      }
+      if (!wanted[first_weight + i]) continue;
+      std::vector<int64_t> form = weights_[i].sizes().vec();
+      if (samples) form.insert(form.begin(), samples);
+      dweights[i] = s_.rows ? weights_[i].new_empty(form) : weights_[i].new_zeros(form);
     }
     // The lowest layer that something is wanted of; the ones below it are left out.
     const bool all_layers =
@@ -84,13 +89,13 @@ class Stack {
     Tensor dy = grads[0].defined() ? as_rows(grads[0]) : Tensor();
     Tensor dx;
     for (int64_t l = s_.L - 1; l >= lowest; --l) {
-      const Tensor output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l];
-      const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1], l - 1);
+      const Tensor record = saved[l].contiguous(), output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l].contiguous();
+      const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1].contiguous(), l - 1);
       const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
       dx = wants_dx ? at::empty_like(input) : Tensor();
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
-          scan_backward<scalar_t>(l, d, input, output, saved[l], dy, dx, dstates, dweights);
+          scan_backward<scalar_t>(l, d, input, output, record, dy, dx, dstates, dweights, samples);
         });
       }
       if (l > lowest) dy = dropped(dx, l - 1);
@@ -108,8 +113,17 @@ class Stack {
   }
 
  private:
-  Steps steps(int64_t direction) const {
-    const int64_t block = std::clamp<int64_t>(kBlockRows / std::max<int64_t>(s_.N, 1), 1, s_.T);
+  void check_samples(int64_t samples) const {
+    bool fits = samples >= 0;
+    for (int64_t t = 0; fits && samples > 0 && t < s_.T; ++t) {
+      fits = (s_.packed ? offsets_[t + 1] - offsets_[t] : s_.N) % samples == 0;
+    }
+    TORCH_CHECK(fits, "rnnext: samples is ", samples, ", expected a divisor of the rows of each step, or 0");
+  }
+
+  Steps steps(int64_t direction, int64_t samples = 0) const {
+    const int64_t rows = std::max(kBlockRows, kSampleRows * samples);
+    const int64_t block = std::clamp<int64_t>(rows / std::max<int64_t>(s_.N, 1), 1, s_.T);
     return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1, block};
   }
 
@@ -214,8 +228,9 @@ class Stack {
 
   template <class T>
   void scan_backward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record, const Tensor& dy,
-                     const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights) const {
-    ScanBackward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d)};
+                     const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights,
+                     int64_t samples) const {
+    ScanBackward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d, samples), noise(l, d)};
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -230,6 +245,7 @@ class Stack {
     }
     p.record = rows_of<T>(record, d);
     p.accumulate_dx = d > 0;
+    p.samples = std::max<int64_t>(samples, 1);
     Backend::scan_backward(p);
   }
 
