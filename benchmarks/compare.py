@@ -13,31 +13,15 @@ import argparse
 import json
 import math
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import about
 from peers import CELLS, IMPLS, SHAPES, Problem, Shape, check
+from timing import in_turn
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def time_pair(problem: Problem, mode: str, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run of each implementation, taken in turn."""
-    steps = {impl: problem.step(mode, impl) for impl in IMPLS}
-    times: dict[str, list[float]] = {impl: [] for impl in IMPLS}
-    for step in steps.values():
-        step()
-        step()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["rnnext"]) < rounds:
-        for impl, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[impl].append(time.perf_counter() - start)
-    return times
 
 
 def operations(cell: str, mode: str, problem: Problem) -> float:
@@ -52,7 +36,7 @@ def operations(cell: str, mode: str, problem: Problem) -> float:
 def measure(cell: str, mode: str, shape: Shape, seconds: float, rounds: int) -> dict[str, Any]:
     problem = Problem(cell, shape)
     errors = check(problem, mode)
-    times = time_pair(problem, mode, seconds, rounds)
+    times = in_turn({impl: problem.step(mode, impl) for impl in IMPLS}, seconds, rounds)
     medians = {impl: statistics.median(values) for impl, values in times.items()}
     return {
         "cell": cell,

@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,25 +27,11 @@ from typing import Any
 import torch
 from machine import about
 from peers import Shape
+from timing import in_turn
 from written import BUILT_IN, CELLS, LSTM, SHAPES, Written
 
 UNROLLED = SHAPES[0]
 DOUBLE_BACKWARD = (Shape(35, 20, 200), Shape(200, 32, 128))
-
-
-def in_turn(steps: dict[str, Any], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run of each step, taken in turn."""
-    times: dict[str, list[float]] = {impl: [] for impl in steps}
-    for step in steps.values():
-        step()
-        step()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < rounds:
-        for impl, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[impl].append(time.perf_counter() - start)
-    return times
 
 
 def row(cell: type, shape: Shape, mode: str, times: dict[str, list[float]]) -> dict[str, Any]:
