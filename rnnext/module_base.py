@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import ops
+from rnnext import ops, reference
 
 Lengths: TypeAlias = Tensor | Sequence[int]
 
@@ -217,7 +217,9 @@ class Cell(nn.RNNCellBase):
         for k, h in enumerate(hx):
             if h.shape != (1, n, self.hidden_size):
                 raise _wrong_state(k, list(h.shape[1:]), n, self.hidden_size)
-        _, *states = ops.rnn(self.mode, x, [_fitting_input(x, h) for h in hx], weights)
+        # The kernels have no cells without units, nn has.
+        run = ops.rnn if self.hidden_size else reference.rnn
+        _, *states = run(self.mode, x, [_fitting_input(x, h) for h in hx], weights)
         states = [s.squeeze(0) for s in states]
         return states if dim == 2 else [s.squeeze(0) for s in states]
 
