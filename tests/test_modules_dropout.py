@@ -111,3 +111,26 @@ def test_the_mean_over_masks_is_the_run_without() -> None:
     error = (dropped - kept).std((0, 1)) / x.size(1) ** 0.5
     assert (error > 0).all()
     assert (difference.abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_probability_that_is_changed_counts_from_the_next_call(train: bool) -> None:
+    """Sums of ones show how many of the first layer's units were kept."""
+    units = 1000
+    rnn = rnnext.RNN(10, units, 2, bias=False, dropout=0.5, nonlinearity="relu").train(train)
+    with torch.no_grad():
+        for name, weight in rnn.named_parameters():
+            weight.fill_(1 if "ih" in name else 0)
+    x = torch.ones(1, 1, 10)
+    for p in (0.5, 0.0, 0.276, 1.0, 0.731):
+        rnn.dropout = p
+        y, h_n = rnn(x)
+        assert y.min() == y.max()
+        assert (h_n[0] == 10).all()
+        assert torch.equal(h_n[1:], y)
+        kept = y.max().item() * ((1 - p) if train else 1) / 10
+        if p in (0, 1) or not train:
+            assert kept == (0 if train and p == 1 else units)
+        else:
+            assert abs(kept - round(kept)) < 1e-2
+            assert abs(kept - (1 - p) * units) < 5 * (p * (1 - p) * units) ** 0.5
