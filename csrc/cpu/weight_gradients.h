@@ -207,7 +207,8 @@ class WeightGradients {
       const Range steps = p_.steps.steps_of(block);
       for (int64_t t = steps.begin; t < steps.end; ++t) {
         const int64_t first = (p_.steps.first(t) - begin) / rows.samples, continued = p_.steps.continued(t);
-        const Rows<const T> before = states_before(p_, operand.index, t, 0, true, zeros);
+        Rows<const T> before;  // of the first step scanned there is none
+        if (continued > 0) before = states_before(p_, operand.index, t, 0, true, zeros);
         const Rows<const T> initial = states_before(p_, operand.index, t, 0, false, zeros);
         const int64_t end = std::min(mine.end, first + p_.steps.rows(t) / rows.samples);
         for (int64_t k = std::max(mine.begin, first); k < end; ++k) {
