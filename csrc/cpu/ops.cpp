@@ -87,6 +87,7 @@ std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
   const CellShape& shape = cell_named(cell);
   TORCH_CHECK(static_cast<int>(sizes.size()) == 1 + shape.sizes, "rnnext: ", sizes.size(), " sizes given, but ", cell,
               " has ", 1 + shape.sizes);
+  for (int64_t size : sizes) check_size(shape, size);
   const Shape layout(shape, 0, sizes.data());
   std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams};
   for (int k = 0; k < shape.all_states(); ++k) result.push_back(layout.state_width(k));

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,7 @@ inline Sizes check_input(const CellShape& cell, const Tensor& given, const optio
     for (int64_t t = 0; t < s.T; ++t) {
       TORCH_CHECK(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]), "rnnext: batch_sizes must be positive and never increase, ",
                   "but batch_sizes[", t, "] is ", n[t], t ? " after " : "", t ? std::to_string(n[t - 1]) : "");
+      TORCH_CHECK(n[t] <= x.size(0), "rnnext: packed x has ", x.size(0), " rows, but batch_sizes[", t, "] is ", n[t]);
       s.rows += n[t];
     }
     s.N = s.T ? n[0] : 0;
@@ -83,6 +85,12 @@ inline void check_weights(const CellShape& cell, const Sizes& s, int64_t inputs,
   }
 }
 
+// Sums of sizes must not overflow.
+inline void check_size(const CellShape& cell, int64_t size) {
+  TORCH_CHECK(0 < size && size <= std::numeric_limits<int32_t>::max(), "rnnext: a size of ", cell.name, " is ", size,
+              ", expected 1 to 2^31 - 1");
+}
+
 inline void find_sizes(const CellShape& cell, Sizes& s, at::TensorList weights, at::IntArrayRef sizes) {
   TORCH_CHECK(static_cast<int>(sizes.size()) == cell.sizes, "rnnext: ", sizes.size(), " sizes given, but ", cell.name,
               " has ", cell.sizes, " besides the hidden size");
@@ -91,7 +99,7 @@ inline void find_sizes(const CellShape& cell, Sizes& s, at::TensorList weights, 
               w_ih.sizes(), ", expected [", cell.gates(), " * H, C] with a hidden size H of at least 1");
   s.H = s.of_cell[0] = w_ih.size(0) / cell.gates();
   for (size_t i = 0; i < sizes.size(); ++i) {
-    TORCH_CHECK(sizes[i] > 0, "rnnext: size ", i + 1, " of ", cell.name, " is ", sizes[i], ", expected at least 1");
+    check_size(cell, sizes[i]);
     s.of_cell[i + 1] = sizes[i];
   }
   if (!cell.recurrent_gates()) return;
@@ -111,7 +119,9 @@ inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorL
   Sizes s = check_input(cell, x, batch_sizes);
   s.L = num_layers, s.D = bidirectional ? 2 : 1;
   TORCH_CHECK(s.L > 0, "rnnext: num_layers is ", s.L, ", expected at least 1");
-  const int64_t directions = s.L * s.D, scans = directions * cell.streams, count = weights.size();
+  const int64_t count = weights.size();
+  TORCH_CHECK(s.L <= count, "rnnext: ", count, " weights given for ", s.L, " layers, expected several for each");
+  const int64_t directions = s.L * s.D, scans = directions * cell.streams;
   const int64_t sides = cell.recurrent_gates() ? 2 : 1, plain = sides + cell.matrices + cell.params.count;
   TORCH_CHECK(count == plain * scans || count == (plain + sides) * scans, "rnnext: ", count,
               " weights given, expected ", plain * scans, " (without bias) or ", (plain + sides) * scans, " for ", s.L,

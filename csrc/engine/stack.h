@@ -62,11 +62,15 @@ class Stack {
   }
 
   // Gradients of x, the initial states and the weights, in that order: those whose entry in `wanted` is true.
-  // `grads`: of y and of the final states, undefined where there is none. `saved`: as forward() gave it. `samples`: 0, or
-  // how many samples have gradients of the weights of their own, [samples, ...]; row r of x is of sample r % samples.
-  std::vector<Tensor> backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList saved,
+  // `grads`: of y and of the final states, undefined where there is none. `kept`: what forward() gave for it. `samples`:
+  // 0, or how many samples have gradients of the weights of their own, [samples, ...]; row r of x is of sample
+  // r % samples.
+  std::vector<Tensor> backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList kept,
                                const std::vector<bool>& wanted, int64_t samples) const {
+    check_backward(grads, y, kept, wanted);
     check_samples(samples);
+    std::vector<Tensor> saved;
+    for (const Tensor& tensor : kept) saved.push_back(tensor.contiguous());
     const int64_t first_weight = 1 + h0_.size();
     std::vector<Tensor> dstates;
     for (int k = 0; k < cell_.all_states(); ++k) {
@@ -89,13 +93,13 @@ class Stack {
     Tensor dy = grads[0].defined() ? as_rows(grads[0]) : Tensor();
     Tensor dx;
     for (int64_t l = s_.L - 1; l >= lowest; --l) {
-      const Tensor record = saved[l].contiguous(), output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l].contiguous();
-      const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1].contiguous(), l - 1);
+      const Tensor output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l];
+      const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1], l - 1);
       const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
       dx = wants_dx ? at::empty_like(input) : Tensor();
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
-          scan_backward<scalar_t>(l, d, input, output, record, dy, dx, dstates, dweights, samples);
+          scan_backward<scalar_t>(l, d, input, output, saved[l], dy, dx, dstates, dweights, samples);
         });
       }
       if (l > lowest) dy = dropped(dx, l - 1);
@@ -113,6 +117,31 @@ class Stack {
   }
 
  private:
+  void check_backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList saved,
+                      const std::vector<bool>& wanted) const {
+    const auto check = [&](const char* name, const Tensor& tensor, at::IntArrayRef expected) {
+      check_shape(name, tensor, expected);
+      check_like(name, tensor, x_);
+    };
+    const int64_t outputs = 1 + cell_.all_states(), inputs = 1 + h0_.size() + weights_.size();
+    TORCH_CHECK(static_cast<int64_t>(grads.size()) == outputs, "rnnext: ", grads.size(), " grads given, expected ",
+                outputs, ": of y and of each final state");
+    TORCH_CHECK(static_cast<int64_t>(wanted.size()) == inputs, "rnnext: output_mask has ", wanted.size(),
+                " entries, expected ", inputs, ": x, the initial states, the weights");
+    TORCH_CHECK(static_cast<int64_t>(saved.size()) == 2 * s_.L - 1, "rnnext: ", saved.size(),
+                " saved tensors given, expected ", 2 * s_.L - 1, " for ", s_.L, " layers");
+    const std::vector<int64_t> form = form_of(s_.D * h_);
+    check("y", y, form);
+    if (grads[0].defined()) check("the gradient of y", grads[0], form);
+    for (int k = 0; k < cell_.all_states(); ++k) {
+      if (grads[1 + k].defined()) check("the gradient of a final state", grads[1 + k], state_shape(k));
+    }
+    for (int64_t l = 0; l < s_.L; ++l) {
+      check("what a layer saved", saved[l], {s_.D, s_.rows, shape(s_.C).record.columns});
+      if (l > 0) check("the saved output of a layer", saved[s_.L + l - 1], {cell_.streams, s_.rows, s_.D * h_});
+    }
+  }
+
   void check_samples(int64_t samples) const {
     bool fits = samples >= 0;
     for (int64_t t = 0; fits && samples > 0 && t < s_.T; ++t) {
@@ -139,15 +168,16 @@ class Stack {
   Tensor as_rows(const Tensor& values) const {
     return values.contiguous().view({cell_.streams, s_.rows, values.size(-1)});
   }
-  Tensor as_given(const Tensor& rows) const {
+  Tensor as_given(const Tensor& rows) const { return rows.view(form_of(rows.size(2))); }
+  std::vector<int64_t> form_of(int64_t columns) const {
     std::vector<int64_t> form;
     if (cell_.streams > 1) form.push_back(cell_.streams);
     if (s_.packed) {
-      form.insert(form.end(), {s_.rows, rows.size(2)});
+      form.insert(form.end(), {s_.rows, columns});
     } else {
-      form.insert(form.end(), {s_.T, s_.N, rows.size(2)});
+      form.insert(form.end(), {s_.T, s_.N, columns});
     }
-    return rows.view(form);
+    return form;
   }
 
   // Dropout after layer l: of its outputs, and of the gradients that come back to them. The mask is made anew each time,
