@@ -66,6 +66,8 @@ class Stack:
             y, states = self._scan(x, hx, int(batch_sizes[0]), batch_sizes, order, inverse)
             return PackedSequence(y, batch_sizes, order, inverse), states
         dim = input.dim()
+        if input.is_nested:
+            raise RuntimeError(f"{self._kind()}: input is a nested tensor: pad it, with lengths=")
         if dim not in (2, 3):
             kind = self._kind()
             got = f"{dim}D tensor" if kind == "RNN" else f"{dim}D"

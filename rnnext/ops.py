@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -114,6 +114,7 @@ def _shape_of(cell: str, weights: Sequence[Tensor], sizes: Sequence[int]) -> Any
 
 @torch.library.register_fake("rnnext::rnn")
 def _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes):  # type: ignore[no-untyped-def]
+    _check_devices(x, (*h0, *weights), (batch_sizes, seed))
     directions = 2 if bidirectional else 1
     _, streams, widths = _shape_of(cell, weights, sizes)
     y = x.new_empty((*x.shape[:-1], directions * widths[0]))
@@ -156,9 +157,23 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     output_mask,
     samples=0,
 ):
+    _check_devices(x, (*grads, y, *saved, *h0, *weights), (batch_sizes, seed))
     lead = (samples,) if samples else ()
     inputs = [(x, x.shape), *((h, h.shape) for h in h0), *((w, (*lead, *w.shape)) for w in weights)]
     return [t.new_empty(s) for (t, s), wanted in zip(inputs, output_mask, strict=True) if wanted]
+
+
+def _check_devices(
+    x: Tensor, beside: Iterable[Tensor | None], on_cpu: Iterable[Tensor | None]
+) -> None:
+    """One tensor on meta brings a call here, whose results would be on the device of x."""
+    for tensors, device in ((beside, x.device), (on_cpu, torch.device("cpu"))):
+        for tensor in tensors:
+            if tensor is not None and tensor.device != device:
+                raise RuntimeError(
+                    f"rnnext: an argument is on {tensor.device}, expected {device}: x is on "
+                    f"{x.device}, and batch_sizes and seed must be on the CPU"
+                )
 
 
 def _batch_of(batch_sizes: Tensor, h0: Sequence[Tensor]) -> int | torch.SymInt:
