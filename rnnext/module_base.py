@@ -252,38 +252,29 @@ def _weights(module: Any, names: Iterable[str]) -> list[Tensor]:
 
 
 def _fitting_weight(weight: Tensor, x: Tensor, error: type[Exception]) -> Tensor:
-    """x, which must have the device and dtype of the weights; autocast casts it to the latter."""
+    """x, which must have the device of the weights and, but under autocast, their dtype."""
     if x.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
             f"found input tensor at {x.device} and parameter tensor at {weight.device}"
         )
-    if x.dtype == weight.dtype:
+    if x.dtype == weight.dtype or ops.autocasts(x, weight):
         return x
-    if _autocasts(x):
-        return x.to(weight.dtype)
     raise error(
         f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
         f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
     )
 
 
-def _autocasts(x: Tensor) -> bool:
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
 def _fitting_input(x: Tensor, h: Tensor) -> Tensor:
-    """h, which must have the device and dtype of x; autocast casts it to the latter."""
+    """h, which must have the device of x and, but under autocast, its dtype."""
     if h.device != x.device:
         raise RuntimeError(
             "Input and hidden tensors are not at the same device, "
             f"found input tensor at {x.device} and hidden tensor at {h.device}"
         )
-    if h.dtype == x.dtype:
+    if h.dtype == x.dtype or ops.autocasts(x, h):
         return h
-    if _autocasts(x):
-        return h.to(x.dtype)
     raise RuntimeError(
         "Input and hidden tensors are not the same dtype, "
         f"found input tensor with {x.dtype} and hidden tensor with {h.dtype}"

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from rnnext import batched_grads, derivatives, reference  # noqa: F401 (registers rules)
+from rnnext.cell import Declaration
 
-_KERNEL_DTYPES = (torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
+_AUTOCAST = (torch.float32, *_HALF)
+_KERNELS = (torch.float64, *_AUTOCAST)
 
 
 def rnn(
-    cell: str,
+    cell: str | Declaration,
     x: Tensor,
     h0: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -30,12 +33,18 @@ def rnn(
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over whole sequences.
 
-    On a CPU, in float32 and float64, this is the fused kernel; elsewhere it is
-    :func:`rnnext.reference.rnn`, after one warning for each kind of device and dtype.
+    On a CPU this is the fused kernel; elsewhere it is :func:`rnnext.reference.rnn`, after one
+    warning for each kind of device and dtype.
+
+    In float16 and bfloat16 all is computed in float32, states included, and the results are
+    rounded. So it is under autocast, whatever of float32, float16 and bfloat16 is given, in any
+    mixture: the inputs are not rounded, the results have autocast's dtype. As everywhere in torch,
+    autocast leaves float64 alone.
 
     Args:
         cell: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"``, ``"RNN_RELU"`` or ``"LSTM_PROJ"`` (whose h is
-            projected to a width of its own), or the name of a compiled cell.
+            projected to a width of its own), or the name of a compiled cell; or a declaration,
+            which always runs the reference.
         x: ``[T, N, C]``, or with ``batch_sizes`` the packed rows ``[sum(batch_sizes), C]``.
         h0: the initial states, each ``[L * D, N, H]`` (LSTM: h, c; the others: h), or an empty
             list for zeros.
@@ -66,24 +75,45 @@ def rnn(
         >>> y.shape
         torch.Size([5, 2, 4])
     """
-    if x.device.type in ("cpu", "meta") and x.dtype in _KERNEL_DTYPES:
-        options = (batch_sizes, seed, num_layers, bidirectional, dropout, sizes)
-        if derivatives.transforms_active():
-            return derivatives.rnn(cell, x, h0, weights, *options)
-        return torch.ops.rnnext.rnn(cell, x, h0, weights, *options)
-    _warn_of_reference(x.device.type, x.dtype)
-    return reference.rnn(
-        cell,
-        x,
-        h0,
-        weights,
-        batch_sizes=batch_sizes,
-        seed=seed,
-        num_layers=num_layers,
-        bidirectional=bidirectional,
-        dropout=dropout,
-        sizes=sizes,
-    )
+    dtype = _rounded_dtype(x, *h0, *weights)
+    if dtype is not None:
+        x, h0, weights = x.float(), [h.float() for h in h0], [w.float() for w in weights]
+    options = (batch_sizes, seed, num_layers, bidirectional, dropout, sizes)
+    if isinstance(cell, str) and x.device.type in ("cpu", "meta") and x.dtype in _KERNELS:
+        run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
+        results = run(cell, x, h0, weights, *options)
+    else:
+        if isinstance(cell, str):
+            _warn_of_reference(x.device.type, x.dtype)
+        results = reference.rnn(
+            cell,
+            x,
+            h0,
+            weights,
+            batch_sizes=batch_sizes,
+            seed=seed,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            sizes=sizes,
+        )
+    return results if dtype is None else [result.to(dtype) for result in results]
+
+
+def autocasts(*tensors: Tensor) -> bool:
+    """Whether autocast is on where these tensors are, and concerns them all."""
+    kind = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return False
+    return all(t.dtype in _AUTOCAST for t in tensors)
+
+
+def _rounded_dtype(*inputs: Tensor) -> torch.dtype | None:
+    """The dtype that results are rounded to, where float32 is what computes them."""
+    if autocasts(*inputs):
+        return torch.get_autocast_dtype(inputs[0].device.type)
+    dtype = inputs[0].dtype
+    return dtype if dtype in _HALF and all(t.dtype == dtype for t in inputs) else None
 
 
 @functools.cache

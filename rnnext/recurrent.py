@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import ops, reference
+from rnnext import ops
 from rnnext.cell import PARTS, Declaration, declare
 from rnnext.checks import checked_values
 from rnnext.module_base import Lengths, Stack
@@ -356,10 +356,8 @@ class Recurrent(Stack, nn.Module):
     def _call_op(
         self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], **options: Any
     ) -> list[Tensor]:
-        name = self._cell_name()
-        if name is None:
-            return reference.rnn(self.declaration, x, hx, weights, sizes=self._sizes(), **options)
-        return ops.rnn(name, x, hx, weights, sizes=self._sizes(), **options)
+        cell = self._cell_name() or self.declaration
+        return ops.rnn(cell, x, hx, weights, sizes=self._sizes(), **options)
 
 
 def _key(constants: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ import copy
 import io
 import itertools
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -296,26 +295,15 @@ def test_casts_devices_and_modes(name: str) -> None:
         frozen = tensors(ours(x))
     assert all(map(torch.equal, frozen, float32))
     assert all(t.is_inference() for t in frozen)
-    with warnings.catch_warnings():
-        # The reference path announces itself.
-        warnings.simplefilter("ignore")
-        low = tensors(ours.bfloat16()(x.bfloat16()))
-    for a, b in zip(low, float32, strict=True):
-        assert a.dtype == torch.bfloat16
-        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert all(t.dtype == torch.float32 for t in tensors(ours.float()(x.bfloat16())))
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
 def test_the_meta_device_holds_shapes_until_weights_come(name: str) -> None:
     theirs, ours = twins(name, C, H, device="meta")
     x = torch.zeros(T, C, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for a, b in zip(tensors(ours(x.to("meta"))), tensors(theirs(x.to("meta"))), strict=True):
-            assert a.is_meta
-            assert a.shape == b.shape
+    for a, b in zip(tensors(ours(x.to("meta"))), tensors(theirs(x.to("meta"))), strict=True):
+        assert a.is_meta
+        assert a.shape == b.shape
     real, same = twins(name, C, H)
     ours.to_empty(device="cpu").load_state_dict(real.state_dict())
     assert all(map(torch.equal, tensors(ours(x)), tensors(same(x))))

@@ -6,7 +6,6 @@ import copy
 import io
 import pickle
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -55,21 +54,11 @@ def test_copies_compute_the_same_from_their_own_weights(
     assert all(map(torch.equal, leaves(twin(x)), expected))
 
 
-def test_casts_autocast_and_the_meta_device() -> None:
+def test_casts_and_the_meta_device() -> None:
     layer = make(Peephole, proj_size=2).float()
     x = torch.randn(T, N, C)
-    float32 = leaves(layer(x))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert all(t.dtype == torch.float32 for t in leaves(layer(x.bfloat16())))
-    with warnings.catch_warnings():
-        # The reference path announces itself.
-        warnings.simplefilter("ignore")
-        for a, b in zip(leaves(layer.bfloat16()(x.bfloat16())), float32, strict=True):
-            assert a.dtype == torch.bfloat16
-            torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05)
-        empty = Peephole(C, H, proj_size=2, device="meta")
-        shapes = [t.shape for t in leaves(empty(x.to("meta")))]
-    assert shapes == [t.shape for t in float32]
+    empty = Peephole(C, H, proj_size=2, device="meta")
+    assert [t.shape for t in leaves(empty(x.to("meta")))] == [t.shape for t in leaves(layer(x))]
     with pytest.raises(ValueError, match=r"RNN input dtype .* Convert input: input.to"):
         make(Peephole, proj_size=2)(x)
 
