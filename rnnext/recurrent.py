@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import ops
@@ -111,7 +112,10 @@ class Recurrent(Stack, nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls._declares():
+        # A class that changes nothing of a cell has its base's, such as parametrizations make.
+        bases: Sequence[Any] = cls.__mro__[1:]
+        base = next(b for b in bases if b is Recurrent or "_default" in vars(b))
+        if cls._parts() != base._parts():
             cls._declarations, cls._kernels = {}, {}
             cls._default = cls._declare({})
             # Without a first argument for the layer, wherever it is called from.
@@ -166,8 +170,12 @@ class Recurrent(Stack, nn.Module):
     @classmethod
     def _declares(cls) -> bool:
         """Whether the class has a cell, or part of one; a base of such classes may have none."""
-        parts = ("step", *PARTS)
-        return any(inspect.getattr_static(cls, p) is not vars(Recurrent)[p] for p in parts)
+        return cls._parts() != Recurrent._parts()
+
+    @classmethod
+    def _parts(cls) -> list[int]:
+        """What the class declares, as something to compare: the same objects or others."""
+        return [id(inspect.getattr_static(cls, part)) for part in ("step", *PARTS)]
 
     @classmethod
     def _declare(cls, constants: Mapping[str, Any]) -> Declaration:
@@ -239,25 +247,42 @@ class Recurrent(Stack, nn.Module):
             )
 
     def reset_parameters(self) -> None:
-        """Give the parameters new initial values."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        """Give the parameters new initial values.
+
+        Of a parametrized weight (`torch.nn.utils.parametrize`), what it is computed from is given
+        the right inverse of one; a parametrization without one is taken for the identity.
+        """
+        for k, full in enumerate(self._weight_names):
+            if parametrize.is_parametrized(self, full):
+                value = torch.empty_like(getattr(self, full))
+                self._fill(value, k)
+                _assign_through(self.get_submodule(f"parametrizations.{full}"), value)
+                continue
+            for name, weight in self._parameters.items():
+                # prune and the older weight_norm keep others in its place, named after it.
+                replaces = name.startswith(f"{full}_") and name not in self._weight_names
+                if weight is not None and (name == full or replaces):
+                    self._fill(weight, k)
+
+    def _fill(self, weight: Tensor, k: int) -> None:
+        """Give a tensor the initial values of weight number k."""
         cell = self._default
         names = cell.weight_names(self.bias)
-        for k, full in enumerate(self._weight_names):
-            weight, param = getattr(self, full), cell.params.get(names[k % len(names)])
-            if param is None or param.init is None:
-                nn.init.uniform_(weight, -bound, bound)
-            elif callable(param.init):
-                with torch.no_grad():
-                    result = param.init(weight)
-                if isinstance(result, Tensor) and result is not weight:
-                    raise TypeError(
-                        f"{cell.name}.params[{names[k % len(names)]!r}] begins with a function "
-                        "that returns a new tensor: it must fill the one it is given, in place, as "
-                        "those of torch.nn.init do"
-                    )
-            else:
-                nn.init.constant_(weight, param.init)
+        bound, name = 1 / math.sqrt(self.hidden_size), names[k % len(names)]
+        param = cell.params.get(name)
+        if param is None or param.init is None:
+            nn.init.uniform_(weight, -bound, bound)
+        elif callable(param.init):
+            with torch.no_grad():
+                result = param.init(weight)
+            if isinstance(result, Tensor) and result is not weight:
+                raise TypeError(
+                    f"{cell.name}.params[{name!r}] begins with a function that returns a new "
+                    "tensor: it must fill the one it is given, in place, as those of torch.nn.init "
+                    "do"
+                )
+        else:
+            nn.init.constant_(weight, param.init)
 
     def generated_code(self) -> str | None:
         """The C++ header that is compiled for the cell; None where nothing can be compiled."""
@@ -358,6 +383,16 @@ class Recurrent(Stack, nn.Module):
     ) -> list[Tensor]:
         cell = self._cell_name() or self.declaration
         return ops.rnn(cell, x, hx, weights, sizes=self._sizes(), **options)
+
+
+def _assign_through(parametrizations: Any, value: Any) -> None:
+    with torch.no_grad():
+        for step in reversed(parametrizations):
+            if hasattr(step, "right_inverse"):
+                value = step.right_inverse(value)
+        parts = (value,) if isinstance(value, Tensor) else value
+        for original, part in zip(parametrizations.parameters(recurse=False), parts, strict=True):
+            original.copy_(part)
 
 
 def _key(constants: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -31,12 +31,12 @@ def swap(model: M) -> M:
     """Turn every torch.nn LSTM, GRU, RNN and cell of them in a model into rnnext's, in place.
 
     Only the class of each module changes: it stays the same object with the same Parameters, so
-    optimizers, hooks, train/eval mode, dtype, device and shared weights are what they were. The
-    model itself may be such a module. Swapping twice does nothing more.
+    optimizers, hooks, parametrizations, train/eval mode, dtype, device and shared weights are what
+    they were. The model itself may be such a module. Swapping twice does nothing more.
 
     What can't be swapped is named in one warning, with the reason, and left alone: a subclass (its
-    own methods would be lost), a module whose forward was replaced, a parametrized one, and
-    TorchScript's and quantized ones.
+    own methods would be lost), a module whose forward was replaced, and TorchScript's and quantized
+    ones.
 
     Args:
         model: any module.
@@ -74,8 +74,8 @@ def _exchange(model: M, table: Table, verb: str) -> M:
         reason = _obstacle(module, table)
         if reason:
             kept.append(f"  {path or 'the model itself'}: {reason}")
-        elif type(module) in table:
-            module.__class__ = table[type(module)]
+        elif (kind := _kind(module)) in table:
+            module.__class__ = _with_parametrizations(table[kind], module)
             if isinstance(module, nn.RNNBase):
                 # nn's forward reads this list of the weights, which ours does not keep up to date.
                 module._init_flat_weights()
@@ -84,9 +84,24 @@ def _exchange(model: M, table: Table, verb: str) -> M:
     return model
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Its class; of a parametrized module that of which it was: torch made it one of its own."""
+    kind = type(module)
+    return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
+
+
+def _with_parametrizations(kind: type[nn.Module], module: nn.Module) -> type[nn.Module]:
+    """The class for a module that is to be of a kind: its own if it is parametrized, too."""
+    if not parametrize.is_parametrized(module):
+        return kind
+    own = vars(type(module))  # a property for each parametrized weight, and how to copy it
+    members = {key: own[key] for key in own if key not in ("__dict__", "__weakref__", "__doc__")}
+    return type(f"Parametrized{kind.__name__}", (kind,), members)
+
+
 def _obstacle(module: nn.Module, table: Table) -> str | None:
     """Why a recurrent module can't be exchanged; None if it can, or if it is none of these."""
-    kind = type(module)
+    kind = _kind(module)
     if isinstance(module, torch.jit.ScriptModule):
         name = getattr(module, "original_name", "")
         return f"a TorchScript {name}" if name in _NAMES else None
@@ -94,8 +109,6 @@ def _obstacle(module: nn.Module, table: Table) -> str | None:
         return f"a quantized {kind.__name__}" if kind.__name__ in _NAMES else None
     if not isinstance(module, tuple(table)):
         return None
-    if parametrize.is_parametrized(module):
-        return "parametrized; swap before parametrizing"
     if kind not in table:
         base = next(base for base in kind.__mro__ if base in table)
         return f"{kind.__qualname__} is a subclass of {base.__name__}, whose methods would be lost"

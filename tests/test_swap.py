@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import rnnext
 from rnnext import modules
@@ -121,6 +121,40 @@ def test_unswapped_layers_see_weights_that_were_exchanged_meanwhile() -> None:
     assert all(a is b for a, b in zip(model[0]._flat_weights, model[0].parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("error")
+def test_a_parametrized_module_is_swapped_and_back(name: str) -> None:
+    module = getattr(nn, name)(3, 4, dtype=torch.float64)
+    weight = "weight_hh" if "Cell" in name else "weight_hh_l0"
+    parametrizations.weight_norm(module, weight)
+    parametrizations.spectral_norm(module, weight.replace("hh", "ih")).eval()
+    shared = copy.deepcopy(module)  # of the same class, as torch makes it
+    x = torch.randn(5, 3, dtype=torch.float64)
+    parameters, text = dict(module.named_parameters()), repr(module)
+
+    def check(model: Any, base: type[nn.Module]) -> None:
+        assert isinstance(model, base)
+        assert repr(model) == text
+        assert all(p is parameters[key] for key, p in model.named_parameters())
+        for other in (model, copy.deepcopy(model)):
+            torch.testing.assert_close(leaf(other(x)), expected, rtol=1e-12, atol=1e-12)
+
+    def leaf(result: Any) -> Tensor:
+        return result if isinstance(result, Tensor) else result[0]
+
+    with torch.no_grad():
+        expected = leaf(module(x))
+        check(rnnext.swap(module), getattr(rnnext, name))
+        check(rnnext.swap(rnnext.unswap(rnnext.swap(module))), getattr(rnnext, name))
+        check(rnnext.unswap(module), getattr(nn, name))
+        assert not isinstance(shared, getattr(rnnext, name))
+        rnnext.swap(module)
+        for w in (weight, weight.replace("hh", "ih")):
+            parametrize.remove_parametrizations(module, w)
+        assert type(module) is getattr(rnnext, name)
+        torch.testing.assert_close(leaf(module(x)), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_swapping_twice_and_swapping_ours_is_quiet() -> None:
     model = nn.Sequential(nn.LSTM(3, 4), rnnext.GRU(4, 4), nn.Linear(4, 4))
     with warnings.catch_warnings():
@@ -154,7 +188,7 @@ def stubborn() -> nn.Module:
     return nn.ModuleDict(
         {
             "subclass": Quiet(3, 4),
-            "parametrized": parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"),
+            "parametrized": parametrizations.weight_norm(Quiet(3, 4), "weight_hh_l0"),
             "replaced": replaced,
             "scripted": torch.jit.script(nn.LSTMCell(3, 4)),
             "quantized": torch.ao.nn.quantizable.LSTM(3, 4),
@@ -176,7 +210,7 @@ def test_what_cannot_be_swapped_is_named_in_one_warning_and_left_alone() -> None
     reasons = dict(line.strip().split(": ", 1) for line in lines)
     expected = {
         "subclass": "Quiet is a subclass of LSTM, whose methods would be lost",
-        "parametrized": "parametrized; swap before parametrizing",
+        "parametrized": "Quiet is a subclass of LSTM, whose methods would be lost",
         "replaced": "its forward was replaced on the instance",
         "scripted": "a TorchScript LSTMCell",
         "quantized": "a quantized LSTM",

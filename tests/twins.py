@@ -42,6 +42,13 @@ def input_of(name: str) -> Tensor:
     return torch.randn((N, C) if name in CELLS else (T, N, C), dtype=torch.float64)
 
 
+def states_of(name: str) -> Any:
+    """Initial states; of a layer for one direction."""
+    shape = (N, H) if name in CELLS else (1, N, H)
+    h, c = torch.randn(2, *shape, dtype=torch.float64)
+    return (h, c) if "LSTM" in name else h
+
+
 def tensors(result: Any) -> list[Tensor]:
     """The tensors of a result, in order: outputs, then final states."""
     if isinstance(result, PackedSequence):
