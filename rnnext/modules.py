@@ -7,7 +7,7 @@ errors are those of torch.nn; the recurrence runs on `ops.rnn`. What a cell comp
 Axis letters: T time, N batch, C input size, H hidden size, L layers, D directions.
 """
 
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -120,6 +120,9 @@ class LSTM(Layer):
         output, (h_n, c_n) = self._run(input, pair("lstm", hx), lengths)
         return output, (h_n, c_n)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _HiddenLayer(Layer):
     """A layer whose only state is h: GRU and RNN."""
@@ -144,6 +147,9 @@ class _HiddenLayer(Layer):
         """Run the stack over a sequence: as `LSTM.forward`, with h alone for a state."""
         output, (h_n,) = self._run(input, () if hx is None else (hx,), lengths)
         return output, h_n
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class GRU(_HiddenLayer):
@@ -278,6 +284,9 @@ class LSTMCell(Cell):
         h, c = self._run(input, pair("lstm_cell", hx))
         return h, c
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class _HiddenCell(Cell):
     """A cell whose only state is h: GRUCell and RNNCell."""
@@ -286,6 +295,9 @@ class _HiddenCell(Cell):
         """Run one step: as `LSTMCell.forward`, with h alone for a state."""
         (h,) = self._run(input, () if hx is None else (hx,))
         return h
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class GRUCell(_HiddenCell):

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from rnnext.noise import listed
 __all__ = ["Recurrent"]
 
 Device: TypeAlias = torch.device | str | int | None
+States: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class Recurrent(Stack, nn.Module):
@@ -306,13 +307,27 @@ class Recurrent(Stack, nn.Module):
         shown = [f"{k}={v!r}" for k, v in given.items() if k not in defaults or v != defaults[k]]
         return ", ".join((f"{self.input_size}, {self.hidden_size}", *shown))
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Tensor, States]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | Sequence[Tensor] | None = None
+    ) -> tuple[PackedSequence, States]: ...
+
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | Sequence[Tensor] | None = None,
         *,
         lengths: Lengths | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, ...]]:
+    ) -> tuple[Tensor | PackedSequence, States]:
         """Run the stack over a sequence: as `LSTM.forward`, with the states of the cell.
 
         Args:
@@ -336,6 +351,9 @@ class Recurrent(Stack, nn.Module):
         """
         output, states = self._run(input, self._given_states(hx), lengths)
         return output, states[0] if len(states) == 1 else tuple(states)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _given_states(self, hx: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor]:
         names = tuple(self._default.states)
