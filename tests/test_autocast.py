@@ -11,13 +11,14 @@ from test_half import LAYERS, C, H, Model, N, T, every_dtype, every_kind, make, 
 from test_modules import tensors
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 from written_cells import LightGRU, Peephole
 
 import rnnext
 from rnnext import reference
 from rnnext.codegen import build
 
-pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+pytestmark = pytest.mark.filterwarnings("error:rnnext has no kernel")
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -104,6 +105,25 @@ def test_gradients_are_float32s(kind: Any, dtype: torch.dtype, inside: bool) -> 
     wide = [g.float() for g in toward]
     expected = torch.autograd.grad(run(module, x), leaves, wide, materialize_grads=True)
     assert all(map(torch.equal, grads, expected))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("kind", LAYERS, ids=lambda k: k.__name__)
+def test_checkpointed(kind: Any, use_reentrant: bool) -> None:
+    layer, x, found = make(kind), input_of(kind).requires_grad_(), []
+    for wrapped in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            if wrapped:
+                y, _ = checkpoint(layer, x, use_reentrant=use_reentrant)
+            else:
+                y, _ = layer(x)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+        found.append([y, x.grad, *(p.grad for p in layer.parameters())])
+        x.grad = None
+        layer.zero_grad()
+    assert all(map(torch.equal, *found))
 
 
 @every_dtype

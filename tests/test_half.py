@@ -17,7 +17,7 @@ from rnnext.codegen import build
 
 HALF = [torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", HALF, ids=str)
-pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+pytestmark = pytest.mark.filterwarnings("error:rnnext has no kernel")
 LAYERS = [rnnext.LSTM, rnnext.GRU, rnnext.RNN, Peephole, Zoneout]
 KINDS = [*LAYERS, rnnext.LSTMCell, rnnext.GRUCell, rnnext.RNNCell]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
@@ -152,6 +152,20 @@ def test_compiled_whole(kind: Any, dtype: torch.dtype) -> None:
         results.append([*outputs, *grads])
     for expected, result in zip(*results, strict=True):
         assert torch.equal(result, expected)
+
+
+@every_dtype
+@every_kind
+def test_an_input_may_be_changed_before_backward(kind: Any, dtype: torch.dtype) -> None:
+    """What backward reads of it is the copy that was made."""
+    module, found = make(kind).to(dtype).eval(), []
+    x = torch.randn((N, C) if "Cell" in kind.__name__ else (T, N, C)).to(dtype)
+    for changed in (False, True):
+        loss = sum(t.float().square().sum() for t in tensors(module(x)))
+        if changed:
+            x.zero_()
+        found.append(torch.autograd.grad(loss, [*module.parameters()], materialize_grads=True))
+    assert all(map(torch.equal, *found))
 
 
 class Model(nn.Module):

@@ -31,8 +31,8 @@ from written_cells import Peephole
 import rnnext
 from rnnext.codegen import build
 
-# None of a weight's layout in memory, nor any other.
-pytestmark = pytest.mark.filterwarnings("error")
+# None of a weight's layout in memory, nor any other that concerns the user.
+pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 
 
 class Drop(nn.Module):
