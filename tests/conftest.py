@@ -35,3 +35,9 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For many small tests: on a busy machine, threads that wait for each other take much time."""
+    torch.set_num_threads(1)

@@ -27,6 +27,8 @@ from written_cells import Zoneout
 
 import rnnext
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def squares(outputs: list[Tensor]) -> Tensor:
     return sum((k + 1) * t.square().sum() for k, t in enumerate(outputs))  # type: ignore[return-value]

@@ -31,8 +31,11 @@ from written_cells import Peephole
 import rnnext
 from rnnext.codegen import build
 
-# None of a weight's layout in memory, nor any other that concerns the user.
-pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # None of a weight's layout in memory, nor any other that concerns the user.
+    pytest.mark.filterwarnings("error", "ignore::DeprecationWarning"),
+]
 
 
 class Drop(nn.Module):

@@ -28,6 +28,8 @@ from twins import (
 )
 from written_cells import Peephole
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def loss_of(module: Any, x: Tensor) -> Tensor:
     return sum(t.square().mean() for t in tensors(module(x)))  # type: ignore[return-value]
