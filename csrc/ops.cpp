@@ -1,9 +1,10 @@
 // The table of contents: every op of the library.
 //
-// x [T, N, C], or packed [rows, C] with batch_sizes [T]. h0: one [L * D, N, width] for each state of the cell, or none.
-// weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer and direction, in torch.nn's
-// order. seed: of the dropout between layers and of the cell's noise; without it there is none. sizes: of the cell,
-// besides the hidden size.
+// x [T, N, C], or packed [rows, C] with batch_sizes [T], the last of which may be 0. Packed rows are as many as the sum of
+// batch_sizes; or T * N, and those after the sum are padding: never read, zero in y. h0: one [L * D, N, width] for each
+// state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer
+// and direction, in torch.nn's order. seed: of the dropout between layers and of the cell's noise; without it there is
+// none. sizes: of the cell, besides the hidden size.
 //
 // A cell of two streams takes and gives values and tangents: x and y are [2, ...], h0, weights and final states are all
 // those of the values, then all those of the tangents.
@@ -29,6 +30,12 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn_jvp(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor dx, Tensor[] dh0, Tensor[] dweights, "
       "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
+  // lengths [N], in any order -> batch_sizes [T], 0 after the last step of the longest; order [N], of sequences, longest
+  // first, and its inverse; rows [T * N], the packed rows' places in a padded batch, those of its padding last, and the
+  // inverse of this. No shape depends on lengths. Written in Python (packing.py)
+  m.def(
+      "packing(Tensor lengths, SymInt n, SymInt steps, bool batch_first) -> "
+      "(Tensor batch_sizes, Tensor order, Tensor inverse, Tensor rows, Tensor back)");
   // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, then the
   // width of each state
   m.def("cell_shape(str cell, int[] sizes) -> int[]");

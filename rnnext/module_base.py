@@ -5,8 +5,7 @@ concerns the op itself (T = 0, shapes of the weights, batch_sizes) is checked by
 """
 
 from collections.abc import Iterable, Sequence
-from operator import index
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import ref
 
 import torch
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import ops, reference
-
-Lengths: TypeAlias = Tensor | Sequence[int]
+from rnnext.packing import Lengths, as_tensor
 
 
 class Stack:
@@ -63,7 +61,8 @@ class Stack:
             x, batch_sizes, order, inverse = input
             if x.dim() != 2:
                 raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
-            y, states = self._scan(x, hx, int(batch_sizes[0]), batch_sizes, order, inverse)
+            n = _batch_size(batch_sizes, hx, order)
+            y, states = self._scan(x, hx, n, batch_sizes, order, inverse)
             return PackedSequence(y, batch_sizes, order, inverse), states
         dim = input.dim()
         if input.is_nested:
@@ -90,24 +89,23 @@ class Stack:
     def _run_padded(
         self, input: Tensor, hx: Sequence[Tensor], lengths: Lengths
     ) -> tuple[Tensor, list[Tensor]]:
-        """Gather the rows that are no padding, run them packed, put them back among zeros."""
+        """Bring the rows into packed order, those of padding last; run them; bring them back."""
         n, steps = input.shape[:2] if self.batch_first else (input.size(1), input.size(0))
-        ends = _checked_lengths(lengths, n, steps)
+        batch_sizes, *orders = torch.ops.rnnext.packing(
+            as_tensor(lengths), n, steps, self.batch_first
+        )
         if n == 0:
             return self._run(input, hx, None)
-        batch_sizes, order, t, i = _packing(ends)
-        rows = (i * steps + t if self.batch_first else t * n + i).to(input.device)
-        order = order.to(input.device)
-        x = input.flatten(0, 1).index_select(0, rows)
-        y, states = self._scan(x, hx, n, batch_sizes, order, order.argsort())
-        padded = y.new_zeros(n * steps, y.size(1)).index_copy(0, rows, y)
-        return padded.view(*input.shape[:2], y.size(1)), states
+        order, inverse, rows, back = (o.to(input.device) for o in orders)
+        x = _moved(input.flatten(0, 1), back)
+        y, states = self._scan(x, hx, n, batch_sizes, order, inverse)
+        return _moved(y, rows).view(*input.shape[:2], y.size(1)), states
 
     def _scan(
         self,
         x: Tensor,
         hx: Sequence[Tensor],
-        n: int,
+        n: int | None,
         batch_sizes: Tensor | None = None,
         order: Tensor | None = None,
         inverse: Tensor | None = None,
@@ -115,7 +113,7 @@ class Stack:
         """Check x ([T, N, C] or packed [rows, C]) and hx as nn does; run the op.
 
         hx and the final states [L*D, N, H] are in the caller's order of rows: `order` leads from
-        there to the packed order, `inverse` back.
+        there to the packed order, `inverse` back. n is N, or None where only the op can tell.
         """
         weights = _weights(self, self._names())
         x = _fitting_weight(weights[0], x, ValueError)
@@ -132,6 +130,9 @@ class Stack:
                 name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
         hx = [_fitting_input(x, h) for h in hx]
+        if batch_sizes is not None and not hx and n is not None:
+            # They tell a traced graph the shapes of the final states, which batch_sizes can't.
+            hx = [x.new_zeros(runs, n, width) for width in self._states().values()]
         if order is not None:
             hx = [h.index_select(1, order) for h in hx]
         seed = None
@@ -302,36 +303,18 @@ def _wrong_state(k: int, shape: list[int], n: int, hidden_size: int) -> RuntimeE
     )
 
 
-def _checked_lengths(lengths: Lengths, n: int, steps: int) -> list[int]:
-    """Lengths as a list of n integers in 1..steps; else an error says what is wrong with them."""
-    if isinstance(lengths, Tensor):
-        if lengths.dim() != 1:
-            raise ValueError(f"lengths must have one dimension, [N], but got {list(lengths.shape)}")
-        lengths = lengths.tolist()
-    try:
-        ends = [index(end) for end in lengths]
-    except TypeError as e:
-        raise TypeError(f"lengths must be integers, in a tensor or a list [N]: {e}") from e
-    if len(ends) != n:
-        raise ValueError(f"lengths must have one entry for each of {n} rows, but got {len(ends)}")
-    for row, end in enumerate(ends):
-        if not 1 <= end <= steps:
-            raise ValueError(f"lengths must be in 1..{steps} (T), but lengths[{row}] is {end}")
-    return ends
+def _batch_size(batch_sizes: Tensor, hx: Sequence[Tensor], order: Tensor | None) -> int | None:
+    """N of a PackedSequence, as far as a traced graph may know it: it can't read batch_sizes."""
+    if order is not None:
+        return order.size(0)
+    if torch.compiler.is_compiling():
+        return hx[0].size(1) if hx else None
+    return int(batch_sizes[0])
 
 
-def _packing(ends: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The packing of rows with these lengths, longest first, as torch packs them.
+def _moved(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows, each at its own of all the places.
 
-    Returns:
-        batch_sizes [max(ends)]; order [N], the rows longest first; and for each packed row its
-        step and its row in the padded input, each [sum(ends)]. All int64 on the CPU.
+    This gathers in the backward, where the backward of index_select would add up.
     """
-    total = sum(ends)
-    sorted_ends, order = torch.tensor(ends, device="cpu").sort(descending=True, stable=True)
-    time = torch.arange(max(ends), device="cpu")
-    batch_sizes = (sorted_ends > time.unsqueeze(1)).sum(1)
-    t = time.repeat_interleave(batch_sizes, output_size=total)
-    first = batch_sizes.cumsum(0) - batch_sizes
-    place = torch.arange(total, device="cpu") - first[t]
-    return batch_sizes, order, t, order[place]
+    return rows.new_empty(rows.shape).index_copy(0, places, rows)

@@ -52,7 +52,8 @@ def rnn(
             ``b_ih [G * H]``, ``b_hh [G * H]`` of each layer and direction, in the order of
             :class:`torch.nn.LSTM`.
         batch_sizes: how many sequences are alive at each step: int64 on the CPU, ``[T]``, never
-            increasing.
+            increasing; the last ones may be 0. x may have further rows, up to ``T * N`` in all:
+            these are padding, never read, and zero in y.
         seed: int64 tensor of one element on the CPU: seeds the dropout between layers; without it
             there is none.
         num_layers: L.

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from rnnext.cell import Declaration, declare, width_of
 from rnnext.noise import apply_dropout, listed, noise_values
@@ -118,7 +118,9 @@ def rnn(
             torch.nn's order: W_ih [G*H, C or D*H], W_hh [R*H, H] (with K heads [R*H, H/K]: H/K
             units of each gate see H/K of h), if there are biases b_ih [G*H], b_hh [R*H]; then the
             cell's further matrices and its params.
-        batch_sizes: rows at each step, int64 [T] on the CPU, not increasing (a PackedSequence's).
+        batch_sizes: rows at each step, int64 [T] on the CPU, not increasing (a PackedSequence's);
+            the last ones may be 0. x may have further rows, up to T*N in all: these are padding,
+            never read, and zero in y.
         seed: int64 tensor of one element. Dropout is applied, and the cell's noise is other than
             its expectation, only where it is given.
         num_layers: L.
@@ -133,7 +135,7 @@ def rnn(
 
     Raises:
         ValueError: unknown cell, or a number of weights, states or sizes that does not fit it.
-        RuntimeError: a sequence of no steps.
+        RuntimeError: a sequence of no steps; packed rows that do not fit batch_sizes.
 
     Example:
         >>> x, w_ih, w_hh = torch.randn(5, 2, 3), torch.randn(16, 3), torch.randn(16, 4)
@@ -146,8 +148,8 @@ def rnn(
     cell = _declaration(cell)
     names = _check(cell, x, h0, weights, batch_sizes, runs, sizes)
     # Padded input is packed input with N rows at every step.
-    alive = [x.size(1)] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
-    rows = x.flatten(0, 1) if batch_sizes is None else x
+    alive = [x.size(1)] * x.size(0) if batch_sizes is None else _alive(x, batch_sizes)
+    rows = x.flatten(0, 1) if batch_sizes is None else x[: sum(alive)]
     finals: list[tuple[Tensor, ...]] = []
     with _without_autocast(x.device.type):
         for layer in range(num_layers):
@@ -168,8 +170,23 @@ def rnn(
                 outputs.append(y)
                 finals.append(states)
             rows = torch.cat(outputs, -1) if bidirectional else outputs[0]
-    y = rows.view(*x.shape[:2], rows.size(1)) if batch_sizes is None else rows
+    if batch_sizes is None:
+        y = rows.view(*x.shape[:2], rows.size(1))
+    else:
+        y = rows if len(rows) == len(x) else pad(rows, (0, 0, 0, len(x) - len(rows)))
     return [y, *(torch.stack(slot) for slot in zip(*finals, strict=True))]
+
+
+def _alive(x: Tensor, batch_sizes: Tensor) -> list[int]:
+    """Rows at each step, without the steps that have none."""
+    alive = batch_sizes.tolist()
+    used, padded = sum(alive), len(alive) * alive[0]
+    if len(x) not in (used, padded):
+        raise RuntimeError(
+            f"packed x has {len(x)} rows, but batch_sizes add up to {used} ({padded} with the "
+            "padding)"
+        )
+    return [n for n in alive if n]
 
 
 def _scan(

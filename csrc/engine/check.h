@@ -14,9 +14,10 @@ namespace rnnext {
 using at::Tensor;
 using std::optional;
 
-// The sizes of a call. Rows: T * N for padded input, the sum of batch_sizes for packed input.
+// The sizes of a call. Rows: of x. Of packed x the first `used` ones, the sum of batch_sizes, belong to sequences; padding
+// may follow, so that shapes do not depend on lengths. T counts the steps that have rows.
 struct Sizes {
-  int64_t T, N, C, H, L, D, rows;
+  int64_t T, N, C, H, L, D, rows, used;
   int64_t heads = 1;
   int64_t of_cell[kMaxSizes];  // H, then the cell's other sizes
   int64_t weights = 0;         // of one direction of a layer
@@ -29,6 +30,23 @@ inline void check_shape(const char* name, const Tensor& tensor, at::IntArrayRef 
   TORCH_CHECK(tensor.sizes() == expected, "rnnext: ", name, " has shape ", tensor.sizes(), ", expected ", expected);
 }
 
+// batch_sizes [T] -> s.T without the steps that have no rows, s.N, s.used.
+inline void check_batch_sizes(const Tensor& b, int64_t rows, Sizes& s) {
+  TORCH_CHECK(b.dim() == 1 && b.scalar_type() == at::kLong && b.device().is_cpu() && b.is_contiguous(),
+              "rnnext: batch_sizes must be a contiguous int64 CPU tensor of shape [T], got ", b.scalar_type(), " on ",
+              b.device(), " of shape ", b.sizes());
+  const int64_t* n = b.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < b.size(0); ++t) {
+    TORCH_CHECK(t == 0 ? n[0] > 0 : n[t] >= 0 && n[t] <= n[t - 1],
+                "rnnext: batch_sizes must begin above 0, never increase and not be negative, but batch_sizes[", t,
+                "] is ", n[t], t ? " after " : "", t ? std::to_string(n[t - 1]) : "");
+    TORCH_CHECK(n[t] <= rows, "rnnext: packed x has ", rows, " rows, but batch_sizes[", t, "] is ", n[t]);
+    s.T += n[t] > 0;
+    s.used += n[t];
+  }
+  s.N = s.T ? n[0] : 0;
+}
+
 // x is [T, N, C], or packed [rows, C]; for a cell of two streams, two of these.
 inline Sizes check_input(const CellShape& cell, const Tensor& given, const optional<Tensor>& batch_sizes) {
   TORCH_CHECK(cell.streams == 1 || (given.dim() > 0 && given.size(0) == cell.streams), "rnnext: x has shape ",
@@ -38,23 +56,14 @@ inline Sizes check_input(const CellShape& cell, const Tensor& given, const optio
   s.packed = batch_sizes.has_value();
   if (!s.packed) {
     TORCH_CHECK(x.dim() == 3, "rnnext: x has ", x.dim(), " dimensions, expected 3: [T, N, C]");
-    s.T = x.size(0), s.N = x.size(1), s.C = x.size(2), s.rows = s.T * s.N;
+    s.T = x.size(0), s.N = x.size(1), s.C = x.size(2), s.rows = s.used = s.T * s.N;
   } else {
     TORCH_CHECK(x.dim() == 2, "rnnext: packed x has ", x.dim(), " dimensions, expected 2: [sum of batch_sizes, C]");
-    const Tensor& b = *batch_sizes;
-    TORCH_CHECK(b.dim() == 1 && b.scalar_type() == at::kLong && b.device().is_cpu() && b.is_contiguous(),
-                "rnnext: batch_sizes must be a contiguous int64 CPU tensor of shape [T], got ", b.scalar_type(), " on ",
-                b.device(), " of shape ", b.sizes());
-    s.T = b.size(0), s.C = x.size(1);
-    const int64_t* n = b.const_data_ptr<int64_t>();
-    for (int64_t t = 0; t < s.T; ++t) {
-      TORCH_CHECK(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]), "rnnext: batch_sizes must be positive and never increase, ",
-                  "but batch_sizes[", t, "] is ", n[t], t ? " after " : "", t ? std::to_string(n[t - 1]) : "");
-      TORCH_CHECK(n[t] <= x.size(0), "rnnext: packed x has ", x.size(0), " rows, but batch_sizes[", t, "] is ", n[t]);
-      s.rows += n[t];
-    }
-    s.N = s.T ? n[0] : 0;
-    TORCH_CHECK(x.size(0) == s.rows, "rnnext: packed x has ", x.size(0), " rows, but batch_sizes add up to ", s.rows);
+    s.rows = x.size(0), s.C = x.size(1);
+    check_batch_sizes(*batch_sizes, s.rows, s);
+    const int64_t padded = batch_sizes->size(0) * s.N;
+    TORCH_CHECK(s.rows == s.used || s.rows == padded, "rnnext: packed x has ", s.rows,
+                " rows, but batch_sizes add up to ", s.used, " (", padded, " with the padding)");
   }
   TORCH_CHECK(s.T > 0, "rnnext: Expected sequence length to be larger than 0 in RNN");
   return s;

@@ -55,6 +55,7 @@ class Stack {
         });
       }
     }
+    clear_padding(outputs.back());
     std::vector<Tensor> result{as_given(outputs.back())};
     outputs.pop_back();
     for (auto* more : {&finals, &records, &outputs}) result.insert(result.end(), more->begin(), more->end());
@@ -106,7 +107,10 @@ class Stack {
     }
 
     std::vector<Tensor> result;
-    if (wanted[0]) result.push_back(as_given(dx));
+    if (wanted[0]) {
+      clear_padding(dx);
+      result.push_back(as_given(dx));
+    }
     for (size_t k = 0; k < h0_.size(); ++k) {
       if (wanted[1 + k]) result.push_back(dstates[k]);
     }
@@ -180,13 +184,19 @@ class Stack {
     return form;
   }
 
+  // Rows of padding, [streams, rows - used, columns], are written here alone, and never read.
+  void clear_padding(const Tensor& values) const {
+    if (s_.used < s_.rows) values.narrow(1, s_.used, s_.rows - s_.used).zero_();
+  }
+
   // Dropout after layer l: of its outputs, and of the gradients that come back to them. The mask is made anew each time,
   // the same for values and their tangents.
   Tensor dropped(const Tensor& values, int64_t l) const {
     if (dropout_ == 0) return values;
     Tensor result = at::empty_like(values);
     for (int stream = 0; stream < cell_.streams; ++stream) {
-      Backend::dropout(values[stream], result[stream], noise_.seed, l, dropout_);
+      Backend::dropout(values[stream].narrow(0, 0, s_.used), result[stream].narrow(0, 0, s_.used), noise_.seed, l,
+                       dropout_);
     }
     return result;
   }
