@@ -394,7 +394,8 @@ class Recurrent(Stack, nn.Module):
 
     def _cell_name(self) -> str | None:
         """The name of the compiled cell, which the first call makes; None without a compiler."""
-        return _kernel_name(type(self), _key(self._constants()))
+        constants = {name: _known(value) for name, value in self._constants().items()}
+        return _kernel_name(type(self), _key(constants))
 
     def _call_op(
         self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], **options: Any
@@ -416,6 +417,15 @@ def _assign_through(parametrizations: Any, value: Any) -> None:
 def _key(constants: Mapping[str, Any]) -> tuple[Any, ...]:
     """Constants as a key: 1, 1.0 and True differ."""
     return tuple((name, type(value), value) for name, value in constants.items())
+
+
+def _known(constant: Any) -> Any:
+    """A constant; torch.compile, which may take a float for a variable, shall know its value."""
+    if torch.compiler.is_dynamo_compiling() and isinstance(constant, float):
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        return guard_scalar(constant)
+    return constant
 
 
 def _kernel_name(layer: type[Recurrent], key: tuple[Any, ...]) -> str | None:
