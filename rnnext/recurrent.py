@@ -390,7 +390,7 @@ class Recurrent(Stack, nn.Module):
         return dict(zip(cell.states, cell.state_widths(sizes), strict=True))
 
     def _draws(self) -> bool:
-        return super()._draws() or bool(self._default.noise)
+        return super()._draws() or len(self._default.noise) > 0
 
     def _cell_name(self) -> str | None:
         """The name of the compiled cell, which the first call makes; None without a compiler."""
