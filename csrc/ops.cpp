@@ -41,6 +41,8 @@ TORCH_LIBRARY(rnnext, m) {
   m.def("cell_shape(str cell, int[] sizes) -> int[]");
   // Loads a library with a compiled cell -> the cell's name
   m.def("load_cell(str path) -> str");
+  // Loads a cell that was compiled earlier, by another process perhaps -> whether it is there. Written in Python (ops.py)
+  m.def("load_cached_cell(str name) -> bool");
   // -> the CPU instruction sets compiled in, best first
   m.def("instruction_sets() -> str[]");
   // -> the one in use

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -125,6 +126,11 @@ def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
         "the slower reference in plain PyTorch",
         stacklevel=3,
     )
+
+
+@torch.library.impl("rnnext::load_cached_cell", "CompositeExplicitAutograd")
+def _load_cached_cell(name: str) -> bool:
+    return bool(import_module("rnnext.codegen.build").load_cached(name))
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 // The ops on the CPU.
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "cpu/kernels.h"
@@ -12,12 +13,16 @@ namespace {
 
 const CellShape& cell_named(std::string_view name) {
   if (const Cell<float>* cell = find_cell<float>(name)) return cell->shape;
+  // A program that was exported brings the names of its cells alone.
+  const auto load = c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::load_cached_cell", "");
+  if (load.typed<bool(std::string_view)>().call(name)) return find_cell<float>(name)->shape;
   std::string known;
   for (int i = 0; i < kernels<float>().cell_count; ++i) {
     known += std::string(i ? ", " : "") + kernels<float>().cells[i].shape.name;
   }
   TORCH_CHECK_VALUE(false, "rnnext: no cell is called '", name, "'; there are ", known,
-                    ", and those written in Python once their layers have been made");
+                    ", and the cells written in Python whose layers have run on this machine. A cell has another name "
+                    "with another version of rnnext, torch or the compiler: export its program with these");
 }
 
 struct Backend {

@@ -75,15 +75,27 @@ def kernel(declaration: Declaration, streams: int = 1) -> str | None:
             # In a thread of its own: this one may be in the middle of a transform, a trace, or a
             # mode of autograd, and these belong to a thread.
             with ThreadPoolExecutor(1) as thread:
-                compiled = thread.submit(compile, declaration, streams).result()
+                compiled = thread.submit(_loaded, declaration, streams).result()
             if compiled is not None:
-                _load(compiled)
                 if streams == 1:  # for where there are no kernels
                     reference.CELLS[compiled.name] = declaration
                 else:
                     TANGENTS[compiled.name] = declaration
             _NAMES[key] = compiled.name if compiled else None
         return _NAMES[key]
+
+
+def load_cached(name: str) -> bool:
+    """Load a cell by its name if it is in the cache; whether it is.
+
+    Raises:
+        RuntimeError: it was compiled for another version of rnnext or instruction set.
+    """
+    compiled = Compiled(name, cache_folder() / name)
+    if not name.isidentifier() or not _whole(compiled):  # no path to a library elsewhere
+        return False
+    _load(compiled)
+    return True
 
 
 def check(declaration: Declaration) -> None:
@@ -159,6 +171,13 @@ def headers_folder() -> Path:
     """The headers that a cell includes: in the package, or in the source tree beside it."""
     installed = _PACKAGE / "include"
     return installed if installed.exists() else _PACKAGE.parent / "csrc"
+
+
+def _loaded(declaration: Declaration, streams: int) -> Compiled | None:
+    compiled = compile(declaration, streams)
+    if compiled is not None:
+        _load(compiled)
+    return compiled
 
 
 def _load(compiled: Compiled) -> None:
