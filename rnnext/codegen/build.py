@@ -98,14 +98,23 @@ def load_cached(name: str) -> bool:
     return True
 
 
+@functools.cache
+def _elsewhere(process: int) -> ThreadPoolExecutor:
+    """A thread of this process for recording and tracing. The one that asks may be in the middle of
+    a transform, a trace or a mode of autograd, and these belong to a thread. It is always the same
+    one: torch 2.11 does not survive fake tensors in a second one after the first has ended.
+    """
+    return ThreadPoolExecutor(1)
+
+
 def check(declaration: Declaration) -> None:
     """Raise what compiling a cell would, where it can be compiled at all and is not yet.
 
     Raises:
         CellError: a step that can't be compiled.
     """
-    with _LOCK, ThreadPoolExecutor(1) as thread:
-        thread.submit(_check, declaration).result()
+    with _LOCK:
+        _elsewhere(os.getpid()).submit(_check, declaration).result()
 
 
 def compile(declaration: Declaration, streams: int = 1) -> Compiled | None:
