@@ -6,6 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A run makes the same examples as the last one; a nightly one makes other ones, and more. Nothing
+# is stored: what fails is printed with what it takes to repeat it.
+options = {"deadline": None, "database": None, "print_blob": True}
+settings.register_profile("normal", max_examples=200, derandomize=True, **options)
+settings.register_profile("nightly", max_examples=2000, **options)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "normal"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

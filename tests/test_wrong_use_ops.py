@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, Data
-from test_wrong_use import DTYPES, MISUSES, raised
+from test_wrong_use import DTYPES, MISUSES, described, raised
 from torch import Tensor
 from written_cells import ZOO
 
@@ -151,10 +151,6 @@ def wrong(tensor: Tensor) -> Iterator[tuple[str, Any]]:
         same = isinstance(changed, Tensor) and described(changed) == described(tensor)
         if not same:
             yield how, changed
-
-
-def described(t: Tensor) -> tuple[Any, ...]:
-    return t.shape, t.dtype, t.layout, t.device
 
 
 @cells
