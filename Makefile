@@ -11,11 +11,12 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -n
 CUDA_BENCHMARKS = $(shell find benchmarks -name '*.cu' -o -name '*.cuh')
 BUILD_FILES = pyproject.toml setup.py $(wildcard buildtools/*.py)
 
-.PHONY: help train test bench build lint format clean
+.PHONY: help train test sanitize bench build lint format clean
 
 help:
 	@echo "make train    train the default language model"
 	@echo "make test     run the tests"
+	@echo "make sanitize run the tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench    run the benchmarks"
 	@echo "make build    compile what has changed of the kernels"
 	@echo "make lint     check style and types"
@@ -28,6 +29,16 @@ train: $(VENV)/.installed $(VENV)/.built
 
 test: $(VENV)/.installed-test $(VENV)/.built
 	$(PY) -m pytest $(ARGS)
+
+# A build of its own, which the tests find first. The sanitizers' reports go past pytest, to the terminal.
+SANITIZED = kernels modules* autograd derivatives written_cells wrong_use*
+sanitize: $(VENV)/.installed-test $(VENV)/.built
+	CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr -D_GLIBCXX_ASSERTIONS" \
+	  $(PY) setup.py build --build-lib build/sanitized
+	PYTHONPATH=build/sanitized RNNEXT_CACHE=build/sanitized/cells OMP_WAIT_POLICY=passive \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(VENV)/bin/pytest --capture=sys $(or $(ARGS),$(SANITIZED:%=tests/test_%.py))
 
 bench: $(VENV)/.installed-test $(VENV)/.built
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
