@@ -48,7 +48,7 @@ struct Options {
 
 using Forward = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                     const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                    at::IntArrayRef);
+                                    at::OptionalIntArrayRef);
 using Backward = std::vector<Tensor>(const c10::List<optional<Tensor>>&, const Tensor&, at::TensorList,
                                      std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                      const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
@@ -123,8 +123,9 @@ struct Rnn : torch::autograd::Function<Rnn> {
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout, at::IntArrayRef sizes) {
-  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, sizes.vec()};
+                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes) {
+  const std::vector<int64_t> all_sizes = sizes.value_or(at::IntArrayRef()).vec();
+  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, all_sizes};
   if (at::GradMode::is_enabled() && (x.requires_grad() || any_requires_grad(h0) || any_requires_grad(weights))) {
     return Rnn::apply(o, x, h0, weights);
   }

@@ -4,7 +4,8 @@
 // batch_sizes; or T * N, and those after the sum are padding: never read, zero in y. h0: one [L * D, N, width] for each
 // state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer
 // and direction, in torch.nn's order. seed: of the dropout between layers and of the cell's noise; without it there is
-// none. sizes: of the cell, besides the hidden size.
+// none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls of
+// an op lose lists that are empty.
 //
 // A cell of two streams takes and gives values and tangents: x and y are [2, ...], h0, weights and final states are all
 // those of the values, then all those of the tangents.
@@ -14,11 +15,11 @@ TORCH_LIBRARY(rnnext, m) {
   // -> y, then the final states
   m.def(
       "rnn(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
-      "int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
+      "int num_layers, bool bidirectional, float dropout, int[]? sizes) -> Tensor[]");
   // -> y, the final states, then what rnn_backward calls `saved`
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
-      "int num_layers, bool bidirectional, float dropout, int[] sizes) -> Tensor[]");
+      "int num_layers, bool bidirectional, float dropout, int[]? sizes) -> Tensor[]");
   // grads: of y and of the final states, or None. output_mask: which gradients of x, h0 and weights are wanted. samples:
   // 0, or how many samples the batch holds, row r of x being of sample r % samples; each then has gradients of the
   // weights of its own, [samples, ...], and what it gives can't be differentiated again.

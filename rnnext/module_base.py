@@ -130,8 +130,9 @@ class Stack:
                 name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
         hx = [_fitting_input(x, h) for h in hx]
-        if batch_sizes is not None and not hx and n is not None:
-            # They tell a traced graph the shapes of the final states, which batch_sizes can't.
+        if not hx and n is not None and (batch_sizes is not None or torch.compiler.is_exporting()):
+            # They tell a traced graph the shapes of the final states, which batch_sizes can't; and
+            # AOTInductor calls no op with an empty list.
             hx = [x.new_zeros(runs, n, width) for width in self._states().values()]
         if order is not None:
             hx = [h.index_select(1, order) for h in hx]
@@ -220,9 +221,13 @@ class Cell(nn.RNNCellBase):
         for k, h in enumerate(hx):
             if h.shape != (1, n, self.hidden_size):
                 raise _wrong_state(k, list(h.shape[1:]), n, self.hidden_size)
+        hx = [_fitting_input(x, h) for h in hx]
+        if not hx and torch.compiler.is_exporting():  # for AOTInductor, as a layer's
+            zeros = x.new_zeros(1, n, self.hidden_size)
+            hx = [zeros, zeros] if self.mode == "LSTM" else [zeros]
         # The kernels have no cells without units, nn has.
         run = ops.rnn if self.hidden_size else reference.rnn
-        _, *states = run(self.mode, x, [_fitting_input(x, h) for h in hx], weights)
+        _, *states = run(self.mode, x, hx, weights)
         states = [s.squeeze(0) for s in states]
         return states if dim == 2 else [s.squeeze(0) for s in states]
 

@@ -145,7 +145,8 @@ def _gates(cell: str, sizes: int) -> int:
     return int(torch.ops.rnnext.cell_shape(cell, (1,) * (1 + sizes))[0])
 
 
-def _shape_of(cell: str, weights: Sequence[Tensor], sizes: Sequence[int]) -> Any:
+def _shape_of(cell: str, weights: Sequence[Tensor], sizes: Sequence[int] | None) -> Any:
+    sizes = sizes or ()
     hidden = int(weights[0].shape[0]) // _gates(cell, len(sizes))
     return _cell_shape(cell, (hidden, *sizes))
 

@@ -56,22 +56,22 @@ struct Backend {
 
 std::vector<Tensor> run(bool training, std::string_view cell, const Tensor& x, at::TensorList h0,
                         at::TensorList weights, const optional<Tensor>& batch_sizes, const optional<Tensor>& seed,
-                        int64_t num_layers, bool bidirectional, double dropout, at::IntArrayRef sizes) {
+                        int64_t num_layers, bool bidirectional, double dropout, at::OptionalIntArrayRef sizes) {
   const at::AutoDispatchBelowADInplaceOrView below;  // what is computed here has no history
   const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
-                             sizes);
+                             sizes.value_or(at::IntArrayRef()));
   return stack.forward(training);
 }
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout, at::IntArrayRef sizes) {
+                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes) {
   return run(false, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes);
 }
 
 std::vector<Tensor> rnn_train(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                               const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                              bool bidirectional, double dropout, at::IntArrayRef sizes) {
+                              bool bidirectional, double dropout, at::OptionalIntArrayRef sizes) {
   return run(true, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes);
 }
 
