@@ -49,3 +49,12 @@ def threads() -> Iterator[None]:
 def one_thread(threads: None) -> None:
     """For many small tests: on a busy machine, threads that wait for each other take much time."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def inductor_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch compiles in C++ is kept for this session alone."""
+    folder = tmp_path_factory.getbasetemp() / "inductor"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))

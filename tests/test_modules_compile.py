@@ -39,14 +39,6 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def inductor_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "inductor"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
 def whole(module: nn.Module, backend: Any = "aot_eager", **options: Any) -> Any:
     return torch.compile(module, fullgraph=True, backend=backend, **options)
 
