@@ -86,7 +86,7 @@ def rnn(
         results = run(cell, x, h0, weights, *options)
     else:
         if isinstance(cell, str):
-            _warn_of_reference(x.device.type, x.dtype)
+            _announce_reference(x.device.type, x.dtype)
         results = reference.rnn(
             cell,
             x,
@@ -119,12 +119,20 @@ def _rounded_dtype(*inputs: Tensor) -> torch.dtype | None:
     return dtype if dtype in _HALF and all(t.dtype == dtype for t in inputs) else None
 
 
+def _announce_reference(device: str, dtype: torch.dtype) -> None:
+    _warn_of_reference(device, dtype)
+
+
+# torch.compile, which knows no warnings, calls it while it traces.
+_announce_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
     warnings.warn(
         f"rnnext has no kernel for {dtype} on {device}: this call, and later ones like it, run "
         "the slower reference in plain PyTorch",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

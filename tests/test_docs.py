@@ -1,17 +1,18 @@
-"""The Python in docs/writing-a-cell.md runs, block after block, and prints what stands under it."""
+"""The Python in pages of docs/ runs, block after block, and prints what stands under it."""
 
 import contextlib
 import doctest
 import io
 import linecache
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-PAGE = Path(__file__).parent.parent / "docs" / "writing-a-cell.md"
+DOCS = Path(__file__).parent.parent / "docs"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What stands right under a block in one of these is what it prints, or its error; ... is anything.
 SHOWS = ("text", "cpp")
@@ -40,7 +41,7 @@ def blocks(text: str) -> list[Block]:
     return result
 
 
-def run(block: Block, names: dict[str, Any]) -> str:
+def run(page: Path, block: Block, names: dict[str, Any]) -> str:
     """What a block prints; its error too, where the page shows one."""
     # A file like the reader's: messages quote its lines, generated code quotes its steps.
     file = Path(f"block_{block.line}") / "my_cells.py"
@@ -54,21 +55,25 @@ def run(block: Block, names: dict[str, Any]) -> str:
     except Exception as error:
         message = f"{type(error).__name__}: {error}\n"
         if block.shown is None or type(error).__name__ not in block.shown:
-            raise AssertionError(f"{PAGE.name}:{block.line}: {message}") from error
+            raise AssertionError(f"{page.name}:{block.line}: {message}") from error
         printed.write(message)
     return printed.getvalue().rstrip() + "\n" if printed.getvalue() else ""
 
 
-def test_writing_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["writing-a-cell.md", "compile-and-export.md"])
+def test_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = DOCS / name
     monkeypatch.chdir(tmp_path)
+    # Inductor compiles for long; test_modules_compile.py has it.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     names: dict[str, Any] = {"__name__": "my_cells"}
-    found = blocks(PAGE.read_text(encoding="utf-8"))
+    found = blocks(page.read_text(encoding="utf-8"))
     assert found
     torch.manual_seed(0)
     checker = doctest.OutputChecker()
     for block in found:
-        printed = run(block, names)
+        printed = run(page, block, names)
         if not checker.check_output(block.shown or "", printed, FLAGS):
             example = doctest.Example(block.code, block.shown or "")
             difference = checker.output_difference(example, printed, FLAGS)
-            pytest.fail(f"{PAGE.name}:{block.line} prints something else.\n{difference}")
+            pytest.fail(f"{page.name}:{block.line} prints something else.\n{difference}")

@@ -71,7 +71,8 @@ def sample(
     tokens = torch.tensor([[EOS_ID, *prompt]], device=model.device).T
     state = None
     for _ in range(words):
-        logits, state = model(tokens, state)
+        # Single words are not worth compiling for, where the model is compiled.
+        logits, state = model.forward(tokens, state)
         probabilities = distribution(logits[-1, 0].cpu(), temperature, top_k, top_p)
         word = int(torch.multinomial(probabilities, 1, generator=generator))
         yield word

@@ -182,6 +182,9 @@ class TrainOptions:
         arg(metavar="PATH", help_behavior_hint="(default: the first free of runs/CELL-1, -2, ...)"),
     ] = None
 
+    # Compile the model with torch.compile first; it takes a minute, and a C++ compiler.
+    compile: bool = False
+
     text: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -108,6 +108,7 @@ class RunFolder:
             "model": model,
             "training": dataclasses.asdict(options.training),
             "machine": dataclasses.asdict(options.machine),
+            "compile": options.compile,
         }
         self.write_json("config.json", config)
 

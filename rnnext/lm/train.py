@@ -47,6 +47,8 @@ def train(options: TrainOptions) -> int:
     vocabulary, texts = read(options, corpus)
     torch.manual_seed(options.training.seed)
     model = LanguageModel(options.model, len(vocabulary), options.machine.impl, cell).to(device)
+    if options.compile:
+        model.compile(dynamic=True)  # in place: the weights keep their names
     run = RunFolder.create(options.out, cell.name)
     try:
         run.write_start(options, cell, vocabulary, {s: facts(texts[s]) for s in SPLITS})
@@ -158,6 +160,7 @@ def finish(
             **dataclasses.asdict(options.model),
             **dataclasses.asdict(options.training),
             **dataclasses.asdict(options.machine),
+            "compile": options.compile,
         },
     }
     run.write_json("result.json", result)

@@ -23,7 +23,7 @@ WriteFolder = Callable[[str, str, str], Path]
 
 OPTIONS = {
     *("--data", "--out", "--cell", "--cell-options", "--embedding", "--hidden", "--layers"),
-    *("--dropout", "--tied"),
+    *("--dropout", "--tied", "--compile"),
     *("--bptt", "--batch-size", "--epochs", "--lr", "--clip", "--seed", "--threads", "--impl"),
     *("--min-count", "--max-vocab", "--device"),
 }

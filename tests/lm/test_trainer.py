@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from rnnext.cli import main
 from rnnext.lm import trainer
@@ -164,3 +166,21 @@ def test_a_run_that_diverges_at_once_has_no_result(
     assert "smaller --lr" in capsys.readouterr().out
     assert not (run / "result.json").exists()
     assert not (run / "model.safetensors").exists()
+
+
+def test_a_compiled_run_is_the_same_run(
+    data: Path, tmp_path: Path, train: Train, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    options = ("--impl", "rnnext", "--dropout", 0, "--epochs", 2)
+    torch._dynamo.reset()
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        assert train(data, tmp_path / name, *options, *more) == 0
+    expected, result = (metrics(tmp_path / name) for name in ("plain", "compiled"))
+    for row, other in zip(result, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    # With and without a state, in training, validation and the last measurement.
+    assert graphs.frame_count <= 12
+    torch._dynamo.reset()
+    assert main(["evaluate", "--run", str(tmp_path / "compiled"), "--impl", "torch"]) == 0
