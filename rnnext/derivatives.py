@@ -52,6 +52,11 @@ def rnn_jvp(
 def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
     """`rnnext::rnn` of a cell, or of the jvp cell of one, as a function in plain PyTorch."""
     jvp_of = import_module("rnnext.codegen.build").TANGENTS.get(cell)
+    if jvp_of is None and cell not in reference.CELLS:
+        raise RuntimeError(
+            f"rnnext: derivatives of {cell} beyond its backward need the class that it was written "
+            "in: import it, and make a layer of it, in this process"
+        )
     function = partial(
         _in_order, jvp_of or reference.CELLS[cell], dict(zip(_OPTIONS, options, strict=True))
     )

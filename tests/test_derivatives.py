@@ -309,3 +309,13 @@ def test_a_step_with_a_gradient_penalty(kind: str) -> None:
     equal(*results)
     stateless = functional_call(layer.eval(), dict(layer.named_parameters()), (x,))[0]
     assert torch.equal(stateless, layer(x)[0])
+
+
+def test_of_a_cell_whose_class_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that runs an exported program: the compiled cell is all that there is."""
+    data = data_of("IndRNN", Case(T=3, N=2, C=2, H=3))
+    monkeypatch.delitem(reference.CELLS, data.cell)
+    inputs = data.inputs(torch.float64)
+    first = torch.autograd.grad(loss_of(data)(*inputs), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="import it, and make a layer of it"):
+        torch.autograd.grad(sum(f.square().sum() for f in first), inputs)
