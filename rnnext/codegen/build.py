@@ -72,10 +72,7 @@ def kernel(declaration: Declaration, streams: int = 1) -> str | None:
     with _LOCK:
         key = (declaration, streams)
         if key not in _NAMES:
-            # In a thread of its own: this one may be in the middle of a transform, a trace, or a
-            # mode of autograd, and these belong to a thread.
-            with ThreadPoolExecutor(1) as thread:
-                compiled = thread.submit(_loaded, declaration, streams).result()
+            compiled = _elsewhere(os.getpid()).submit(_loaded, declaration, streams).result()
             if compiled is not None:
                 if streams == 1:  # for where there are no kernels
                     reference.CELLS[compiled.name] = declaration
