@@ -130,8 +130,8 @@ class Stack:
                 name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
         hx = [_fitting_input(x, h) for h in hx]
-        if not hx and n is not None and (batch_sizes is not None or torch.compiler.is_exporting()):
-            # They tell a traced graph the shapes of the final states, which batch_sizes can't; and
+        if not hx and n is not None and torch.compiler.is_compiling():
+            # They tell a graph the shapes of the final states, which batch_sizes can't; and
             # AOTInductor calls no op with an empty list.
             hx = [x.new_zeros(runs, n, width) for width in self._states().values()]
         if order is not None:

@@ -89,5 +89,7 @@ torch.library.impl("rnnext::packing", "CompositeExplicitAutograd", packing)
 
 @torch.library.register_fake("rnnext::packing")
 def _packing_fake(lengths, n, steps, batch_first):  # type: ignore[no-untyped-def]
+    if not isinstance(lengths, torch._subclasses.FakeTensor):
+        raise ValueError("lengths are on meta, where they have no values: give them on the CPU")
     sizes = (steps, n, n, steps * n, steps * n)
     return tuple(torch.empty(size, dtype=torch.int64, device="cpu") for size in sizes)
