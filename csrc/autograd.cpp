@@ -28,6 +28,7 @@ struct Options {
   bool bidirectional;
   double dropout;
   std::vector<int64_t> sizes;
+  bool bfloat16;
 
   // All but the tensors.
   void save(AutogradContext* context) const {
@@ -36,26 +37,27 @@ struct Options {
     context->saved_data["bidirectional"] = bidirectional;
     context->saved_data["dropout"] = dropout;
     context->saved_data["sizes"] = sizes;
+    context->saved_data["bfloat16"] = bfloat16;
   }
 
   static Options saved(AutogradContext* context, const Tensor& batch_sizes, const Tensor& seed) {
     auto& data = context->saved_data;
-    return {data["cell"].toStringRef(), or_none(batch_sizes),           or_none(seed),
-            data["num_layers"].toInt(), data["bidirectional"].toBool(), data["dropout"].toDouble(),
-            data["sizes"].toIntVector()};
+    return {data["cell"].toStringRef(),  or_none(batch_sizes),           or_none(seed),
+            data["num_layers"].toInt(),  data["bidirectional"].toBool(), data["dropout"].toDouble(),
+            data["sizes"].toIntVector(), data["bfloat16"].toBool()};
   }
 };
 
 using Forward = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                     const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                    at::OptionalIntArrayRef);
+                                    at::OptionalIntArrayRef, bool);
 using Backward = std::vector<Tensor>(const c10::List<optional<Tensor>>&, const Tensor&, at::TensorList,
                                      std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                      const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                     at::IntArrayRef, const c10::List<bool>&, int64_t);
+                                     at::IntArrayRef, const c10::List<bool>&, int64_t, bool);
 using Jvp = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList, const Tensor&,
                                 at::TensorList, at::TensorList, const optional<Tensor>&, const optional<Tensor>&,
-                                int64_t, bool, double, at::IntArrayRef);
+                                int64_t, bool, double, at::IntArrayRef, bool);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
@@ -65,7 +67,7 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 std::vector<Tensor> call_forward(const char* name, const Options& o, const Tensor& x, at::TensorList h0,
                                  at::TensorList weights) {
   return find_op<Forward>(name).call(o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional,
-                                     o.dropout, o.sizes);
+                                     o.dropout, o.sizes, o.bfloat16);
 }
 
 std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Tensor>>& grads, const Tensor& y,
@@ -73,7 +75,7 @@ std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Ten
                                   const c10::List<bool>& wanted, int64_t samples = 0) {
   return find_op<Backward>("rnnext::rnn_backward")
       .call(grads, y, saved, o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional, o.dropout,
-            o.sizes, wanted, samples);
+            o.sizes, wanted, samples, o.bfloat16);
 }
 
 bool any_requires_grad(at::TensorList tensors) {
@@ -123,9 +125,9 @@ struct Rnn : torch::autograd::Function<Rnn> {
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes) {
+                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes, bool bfloat16) {
   const std::vector<int64_t> all_sizes = sizes.value_or(at::IntArrayRef()).vec();
-  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, all_sizes};
+  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, all_sizes, bfloat16};
   if (at::GradMode::is_enabled() && (x.requires_grad() || any_requires_grad(h0) || any_requires_grad(weights))) {
     return Rnn::apply(o, x, h0, weights);
   }
@@ -191,7 +193,7 @@ struct RnnBackward : torch::autograd::Function<RnnBackward> {
       result = find_op<Jvp>("rnnext::rnn_jvp")
                    .call(o.cell, primals[0], p.slice(1, states), p.slice(1 + states, weights), tangents[0],
                          t.slice(1, states), t.slice(1 + states, weights), o.batch_sizes, o.seed, o.num_layers,
-                         o.bidirectional, o.dropout, o.sizes);
+                         o.bidirectional, o.dropout, o.sizes, o.bfloat16);
     }
     variable_list outputs, output_grads;
     for (size_t i = 0; i < given.size(); ++i) {
@@ -218,8 +220,8 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
                                  bool bidirectional, double dropout, at::IntArrayRef sizes,
-                                 const c10::List<bool>& output_mask, int64_t samples) {
-  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, sizes.vec()};
+                                 const c10::List<bool>& output_mask, int64_t samples, bool bfloat16) {
+  const Options o{std::string(cell), batch_sizes, seed, num_layers, bidirectional, dropout, sizes.vec(), bfloat16};
   std::vector<Tensor> defined;
   c10::List<bool> given;
   for (const optional<Tensor>& grad : grads) {

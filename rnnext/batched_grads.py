@@ -34,7 +34,7 @@ def _apply(rule: Callable[..., tuple[Any, Any]], tensors: Sequence[Any]) -> list
 
 def _rnn_train_of_batched(*arguments: Any) -> list[Tensor]:
     cell, x, h0, weights, batch_sizes, seed, *options = arguments
-    call = Call(cell, len(h0), tuple(options))
+    call = Call(cell, len(h0), (*options[:4], *(options[4:] or [False])))  # without its default
 
     def rule(info: Any, dims: tuple[Any, ...], *tensors: Any) -> tuple[Any, Any]:
         return Rnn.vmap(info, dims, call, *tensors)
@@ -43,9 +43,10 @@ def _rnn_train_of_batched(*arguments: Any) -> list[Tensor]:
 
 
 def _rnn_backward_of_batched(*arguments: Any) -> list[Tensor]:
-    grads, y, saved, cell, x, h0, weights, batch_sizes, seed, *options, mask = arguments
-    call = Call(cell, len(h0), tuple(options))
-    this = Backward(call, 1 + len(saved), tuple(mask))
+    grads, y, saved, cell, x, h0, weights, batch_sizes, seed, *options = arguments
+    *of_call, mask = options[:5]
+    _, bfloat16 = options[5:] or (0, False)
+    this = Backward(Call(cell, len(h0), (*of_call, bfloat16)), 1 + len(saved), tuple(mask))
 
     def rule(info: Any, dims: tuple[Any, ...], *tensors: Any) -> tuple[Any, Any]:
         return RnnBackward.vmap(info, dims, this, *tensors)

@@ -58,7 +58,7 @@ def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
             "in: import it, and make a layer of it, in this process"
         )
     function = partial(
-        _in_order, jvp_of or reference.CELLS[cell], dict(zip(_OPTIONS, options, strict=True))
+        _in_order, jvp_of or reference.CELLS[cell], dict(zip(_OPTIONS, options, strict=False))
     )
     if jvp_of is None:
         return function
@@ -80,6 +80,7 @@ def _in_order(
     return reference.rnn(cell, x, h0, weights, **options)
 
 
+# Of those of the op; plain PyTorch has no products in bfloat16.
 _OPTIONS = ("batch_sizes", "seed", "num_layers", "bidirectional", "dropout", "sizes")
 
 torch.library.impl("rnnext::rnn_jvp", "CompositeImplicitAutograd", rnn_jvp)
@@ -111,7 +112,8 @@ class Call:
     Attributes:
         cell: its name.
         states: how many initial states there are.
-        options: the op's arguments after the tensors.
+        options: the op's arguments after the tensors: num_layers, bidirectional, dropout, sizes,
+            bfloat16.
     """
 
     cell: str
@@ -121,7 +123,7 @@ class Call:
     @property
     def outputs(self) -> int:
         """y, and the final states."""
-        sizes = self.options[-1]
+        sizes = self.options[3]
         return 1 + len(torch.ops.rnnext.cell_shape(self.cell, [1] * (1 + len(sizes)))[3:])
 
     @property
@@ -244,10 +246,9 @@ class Backward:
 
     def run(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         (y, *saved), grads, inputs = self.split(tensors)
-        call = self.call.arguments(inputs)
-        return tuple(
-            torch.ops.rnnext.rnn_backward(grads, y, saved, *call, list(self.mask), self.samples)
-        )
+        *call, bfloat16 = self.call.arguments(inputs)
+        options = list(self.mask), self.samples, bfloat16
+        return tuple(torch.ops.rnnext.rnn_backward(grads, y, saved, *call, *options))
 
     def run_sample_by_sample(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """The same, in a way that can be differentiated."""

@@ -38,7 +38,8 @@ def rnn(
     warning for each kind of device and dtype.
 
     In float16 and bfloat16 all is computed in float32, states included, and the results are
-    rounded. So it is under autocast, whatever of float32, float16 and bfloat16 is given, in any
+    rounded; but in bfloat16 the products round their operands, where the processor multiplies
+    bfloat16. So it is under autocast, whatever of float32, float16 and bfloat16 is given, in any
     mixture: the inputs are not rounded, the results have autocast's dtype. As everywhere in torch,
     autocast leaves float64 alone.
 
@@ -80,7 +81,15 @@ def rnn(
     dtype = _rounded_dtype(x, *h0, *weights)
     if dtype is not None:
         x, h0, weights = x.float(), [h.float() for h in h0], [w.float() for w in weights]
-    options = (batch_sizes, seed, num_layers, bidirectional, dropout, sizes)
+    options = (
+        batch_sizes,
+        seed,
+        num_layers,
+        bidirectional,
+        dropout,
+        sizes,
+        dtype == torch.bfloat16,
+    )
     if isinstance(cell, str) and x.device.type in ("cpu", "meta") and x.dtype in _KERNELS:
         run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
         results = run(cell, x, h0, weights, *options)
@@ -160,7 +169,19 @@ def _shape_of(cell: str, weights: Sequence[Tensor], sizes: Sequence[int] | None)
 
 
 @torch.library.register_fake("rnnext::rnn")
-def _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes):  # type: ignore[no-untyped-def]
+def _rnn_fake(  # type: ignore[no-untyped-def]
+    cell,
+    x,
+    h0,
+    weights,
+    batch_sizes,
+    seed,
+    num_layers,
+    bidirectional,
+    dropout,
+    sizes,
+    bfloat16=False,
+):
     _check_devices(x, (*h0, *weights), (batch_sizes, seed))
     directions = 2 if bidirectional else 1
     _, streams, widths = _shape_of(cell, weights, sizes)
@@ -172,7 +193,17 @@ def _rnn_fake(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional
 
 @torch.library.register_fake("rnnext::rnn_train")
 def _rnn_train_fake(  # type: ignore[no-untyped-def]
-    cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes
+    cell,
+    x,
+    h0,
+    weights,
+    batch_sizes,
+    seed,
+    num_layers,
+    bidirectional,
+    dropout,
+    sizes,
+    bfloat16=False,
 ):
     outputs = _rnn_fake(
         cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes
@@ -203,6 +234,7 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     sizes,
     output_mask,
     samples=0,
+    bfloat16=False,
 ):
     _check_devices(x, (*grads, y, *saved, *h0, *weights), (batch_sizes, seed))
     lead = (samples,) if samples else ()

@@ -23,7 +23,7 @@ struct Shared {
   const ScanBackward<T>& p;
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
-  const bool pack = p.steps.total() >= kWorthPacking;
+  const Packing packing = packing_for<T>(p, kWorthPacking);
   Partition partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
@@ -80,15 +80,16 @@ struct Shared {
   void add_weights() {
     for (int s = 0; s < cell.streams; ++s) {
       const Weights<const T>& w = p.w[s];
-      if (p.dx[0]) weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, pack}, {w.w_ih, shape.C}});
+      if (p.dx[0]) weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, packing}, {w.w_ih, shape.C}});
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
-        weights.hh.push_back({{shape.recurrent_columns(), pieces(from), pack}, {w.w_hh, from}});
+        weights.hh.push_back(
+            {{shape.recurrent_columns(), pieces(from), recurrent_packing_for<T>(p, kWorthPacking)}, {w.w_hh, from}});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
         const int64_t from = shape.width(product.from);
-        weights.own.push_back({{shape.width(product.to), pieces(from), pack}, {w.matrix[m], from}});
+        weights.own.push_back({{shape.width(product.to), pieces(from), packing}, {w.matrix[m], from}});
       }
     }
   }

@@ -21,7 +21,7 @@ struct Shared {
   const ScanForward<T>& p;
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
-  const bool pack = p.steps.total() >= kWorthTransposing;
+  const Packing packing = packing_for<T>(p, kWorthTransposing);
   Partition partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
@@ -68,16 +68,19 @@ struct Shared {
   void add_weights() {
     for (int s = 0; s < cell.streams; ++s) {
       const Weights<const T>& w = p.w[s];
-      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, pack}, {w.w_ih, shape.C}});
+      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, packing}, {w.w_ih, shape.C}});
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
-        weights.hh.push_back(
-            {{from, pieces(cell.recurrent_gates(), shape.H()), pack, {shape.H(), shape.heads}}, {w.w_hh, from}});
+        weights.hh.push_back({{from,
+                               pieces(cell.recurrent_gates(), shape.H()),
+                               recurrent_packing_for<T>(p, kWorthTransposing),
+                               {shape.H(), shape.heads}},
+                              {w.w_hh, from}});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
         const int64_t from = shape.width(product.from);
-        weights.own.push_back({{from, pieces(1, shape.width(product.to)), pack}, {w.matrix[m], from}});
+        weights.own.push_back({{from, pieces(1, shape.width(product.to)), packing}, {w.matrix[m], from}});
       }
     }
   }

@@ -8,6 +8,17 @@
 
 namespace rnnext::cpu {
 
+namespace {
+
+// Rows in memory that stays with the thread.
+Rows<BFloat16> scratch(int64_t rows, int64_t columns) {
+  thread_local std::vector<BFloat16> memory;
+  if (static_cast<int64_t>(memory.size()) < rows * columns) memory.resize(rows * columns);
+  return {memory.data(), columns};
+}
+
+}  // namespace
+
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
   if constexpr (std::is_same_v<T, float>) {
@@ -18,9 +29,22 @@ void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Row
   kernels<T>().gemm(m, n, k, a, b, c, accumulate);
 }
 
+void gemm(int64_t m, int64_t n, int64_t k, Rows<const BFloat16> a, const BFloat16* b, int64_t b_width, Rows<float> c,
+          bool accumulate) {
+  at::native::cpublas::brgemm(m, n, k, a.stride, b_width, c.stride, accumulate,
+                              reinterpret_cast<const at::BFloat16*>(a.data), reinterpret_cast<const at::BFloat16*>(b),
+                              c.data, /*is_vnni=*/true);
+}
+
 template <class T>
-RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed, Blocks blocks)
-    : depth_(depth), columns_(pieces.back().end), packed_(packed) {
+bool has_bfloat16() {
+  static const bool has = std::is_same_v<T, float> && instruction_set().has_bfloat16();
+  return has;
+}
+
+template <class T>
+RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, Packing packing, Blocks blocks)
+    : depth_(depth), columns_(pieces.back().end), operand_columns_(depth * blocks.count), packing_(packing) {
   const int64_t block = blocks.count == 1 ? columns_ : blocks.period / blocks.count;
   for (const Range& piece : pieces) {
     first_panel_.push_back(panels_.size());
@@ -39,22 +63,38 @@ void RightMatrix<T>::pack(const Team& team, Rows<const T> w, bool transposed, T*
     transposed_ = transposed;
     buffer_ = buffer;
   }
-  if (packed_) {
-    const Range mine = team.share(panels_.size());
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const Range columns = panels_[i].columns;
-      const Rows<T> panel{buffer + columns.begin * depth_, columns.size()};
-      if (transposed) {
-        kernels<T>().transpose(columns.size(), depth_, w.from(columns.begin), panel);
-      } else {
-        for (int64_t k = 0; k < depth_; ++k) std::copy_n(w[k] + columns.begin, columns.size(), panel[k]);
-      }
+  if (packing_ == Packing::kInPlace) return;
+  const Range mine = team.share(panels_.size());
+  for (int64_t i = mine.begin; i < mine.end; ++i) pack_panel(w, transposed, buffer, panels_[i].columns);
+}
+
+template <class T>
+void RightMatrix<T>::pack_panel(Rows<const T> w, bool transposed, T* buffer, Range columns) const {
+  const int64_t width = columns.size();
+  if (packing_ == Packing::kPacked) {
+    const Rows<T> panel{buffer + columns.begin * depth_, width};
+    if (transposed) return kernels<T>().transpose(width, depth_, w.from(columns.begin), panel);
+    for (int64_t k = 0; k < depth_; ++k) std::copy_n(w[k] + columns.begin, width, panel[k]);
+    return;
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    T* panel = buffer + columns.begin * even(depth_) / 2;
+    if (transposed) {  // pairs of values, moved as one
+      const Rows<BFloat16> rows = scratch(width, even(depth_));
+      kernels<T>().round_rows(width, depth_, w.from(columns.begin), rows);
+      const Rows<const T> pairs{reinterpret_cast<const T*>(rows.data), rows.stride / 2};
+      return kernels<T>().transpose(width, even(depth_) / 2, pairs, {panel, width});
+    }
+    for (int64_t k = 0; k < depth_; k += 2) {
+      kernels<T>().round_pair(width, w[k] + columns.begin, k + 1 < depth_ ? w[k + 1] + columns.begin : nullptr,
+                              reinterpret_cast<BFloat16*>(panel + k / 2 * width));
     }
   }
 }
 
 template <class T>
-void RightMatrix<T>::panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate,
+template <class Left>
+void RightMatrix<T>::panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,
                                    const Panel& where) const {
   const Range& panel = where.columns;
   const Rows<T> target = c.from(0, panel.begin);
@@ -63,24 +103,45 @@ void RightMatrix<T>::panel_product(int64_t rows, Rows<const T> a, Range depths, 
     for (int64_t i = 0; i < rows && !accumulate; ++i) std::fill_n(target[i], panel.size(), T(0));
     return;
   }
-  if (!packed_ && transposed_) {
-    return kernels<T>().gemm_transposed(rows, panel.size(), depths.size(), a, w_.from(panel.begin, depths.begin),
-                                        target, accumulate);
+  if constexpr (std::is_same_v<Left, T>) {
+    if (packing_ == Packing::kInPlace && transposed_) {
+      return kernels<T>().gemm_transposed(rows, panel.size(), depths.size(), a, w_.from(panel.begin, depths.begin),
+                                          target, accumulate);
+    }
   }
-  const Rows<const T> b =
-      packed_ ? Rows<const T>{buffer_ + panel.begin * depth_, panel.size()} : w_.from(0, panel.begin);
-  const int64_t blocks = (depths.size() + kDepthBlock - 1) / kDepthBlock;
-  const int64_t step = (depths.size() + blocks - 1) / blocks;
-  for (int64_t k = depths.begin; k < depths.end; k += step) {
-    gemm<T>(rows, panel.size(), std::min(step, depths.end - k), a.from(0, k - depths.begin), b.from(k), target,
-            accumulate || k > depths.begin);
+  const int64_t size = std::is_same_v<Left, T> ? depths.size() : even(depths.size());
+  const int64_t blocks = (size + kDepthBlock - 1) / kDepthBlock, step = even((size + blocks - 1) / blocks);
+  for (int64_t k = 0; k < size; k += step) {
+    const int64_t depth = std::min(step, size - k);
+    const bool adds = accumulate || k > 0;
+    if constexpr (std::is_same_v<Left, T>) {
+      const Rows<const T> b = packing_ == Packing::kPacked ? Rows<const T>{buffer_ + panel.begin * depth_, panel.size()}
+                                                           : w_.from(0, panel.begin);
+      gemm<T>(rows, panel.size(), depth, a.from(0, k), b.from(depths.begin + k), target, adds);
+    } else {
+      const T* b = buffer_ + panel.begin * even(depth_) / 2 + (depths.begin + k) / 2 * panel.size();
+      gemm(rows, panel.size(), depth, a.from(0, k), reinterpret_cast<const BFloat16*>(b), panel.size(), target, adds);
+    }
   }
 }
 
 template <class T>
 void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate,
                               int64_t first_piece, int64_t last_piece) const {
-  for (int64_t i = first_panel_[first_piece]; i < first_panel_[last_piece]; ++i) {
+  const int64_t first = first_panel_[first_piece], last = first_panel_[last_piece];
+  if constexpr (std::is_same_v<T, float>) {
+    if (packing_ == Packing::kBFloat16) {
+      for (int64_t r = 0; r < rows; r += kRowChunk) {
+        const int64_t count = std::min(kRowChunk, rows - r);
+        const Rows<const BFloat16> rounded = this->rounded(count, a.from(r), depths);
+        for (int64_t i = first; i < last; ++i) {
+          panel_product(count, rounded, depths, c.from(r), accumulate, panels_[i]);
+        }
+      }
+      return;
+    }
+  }
+  for (int64_t i = first; i < last; ++i) {
     for (int64_t r = 0; r < rows; r += kRowChunk) {
       panel_product(std::min(kRowChunk, rows - r), a.from(r), depths, c.from(r), accumulate, panels_[i]);
     }
@@ -89,16 +150,38 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
 
 template <class T>
 void RightMatrix<T>::multiply(const Team& team, int64_t rows, Rows<const T> a, Rows<T> c, bool accumulate) const {
-  const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk;
-  const Range mine = team.share(chunks * panels_.size());
+  const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk, panels = panels_.size();
+  const Range mine = team.share(chunks * panels), depths{0, depth_};
+  if constexpr (std::is_same_v<T, float>) {
+    if (packing_ == Packing::kBFloat16) {  // rows after rows, so that each chunk is rounded once
+      Rows<const BFloat16> rounded;
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        const int64_t r = i / panels * kRowChunk, count = std::min(kRowChunk, rows - r);
+        if (i == mine.begin || i % panels == 0) rounded = this->rounded(count, a.from(r), depths);
+        panel_product(count, rounded, depths, c.from(r), accumulate, panels_[i % panels]);
+      }
+      return;
+    }
+  }
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     const int64_t r = i % chunks * kRowChunk;
-    panel_product(std::min(kRowChunk, rows - r), a.from(r), {0, depth_}, c.from(r), accumulate, panels_[i / chunks]);
+    panel_product(std::min(kRowChunk, rows - r), a.from(r), depths, c.from(r), accumulate, panels_[i / chunks]);
   }
+}
+
+// Rows of A in bfloat16, in memory of the thread's own.
+template <class T>
+Rows<const BFloat16> RightMatrix<T>::rounded(int64_t rows, Rows<const T> a, Range depths) const {
+  const int64_t columns = std::max(depths.size(), operand_columns_ > depth_ ? operand_columns_ : 0);
+  const Rows<BFloat16> result = scratch(rows, even(columns));
+  if constexpr (std::is_same_v<T, float>) kernels<T>().round_rows(rows, columns, a, result);
+  return result;
 }
 
 template void gemm<float>(int64_t, int64_t, int64_t, Rows<const float>, Rows<const float>, Rows<float>, bool);
 template void gemm<double>(int64_t, int64_t, int64_t, Rows<const double>, Rows<const double>, Rows<double>, bool);
+template bool has_bfloat16<float>();
+template bool has_bfloat16<double>();
 template class RightMatrix<float>;
 template class RightMatrix<double>;
 

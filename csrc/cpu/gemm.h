@@ -1,5 +1,8 @@
 // Products with a matrix that many calls share: in float on libtorch's brgemm (oneDNN's generated microkernel), in
 // double on our own kernel.
+//
+// Float products may be of operands rounded to bfloat16, at twice the speed; sums stay in float. The right-hand side then
+// has two rows side by side: [depth / 2][width][2], with zeros where the depth is odd.
 #pragma once
 
 #include <vector>
@@ -22,18 +25,34 @@ struct Blocks {
   int64_t period = 1, count = 1;
 };
 
+using BFloat16 = uint16_t;  // its bits
+
+// Whether products in T can be of bfloat16 here.
+template <class T>
+bool has_bfloat16();
+
+constexpr int64_t even(int64_t n) {
+  return (n + 1) / 2 * 2;
+}
+
+// How the right-hand side of products is kept.
+enum class Packing { kInPlace, kPacked, kBFloat16 };
+
 // The right-hand side B [depth, columns] of products C = A B, cut into panels of at most kPanelWidth columns.
 //
 // Packed: each panel is stored contiguously, [depth][width]. In place: the weights are read as they lie, where the
-// products have too few rows to repay the packing.
+// products have too few rows to repay the packing. In bfloat16, a part of the depth may only begin at an even row.
 template <class T>
 class RightMatrix {
  public:
   // `pieces`: ranges of columns that no panel may straddle; together they cover all columns in order.
-  RightMatrix(int64_t depth, const std::vector<Range>& pieces, bool packed, Blocks blocks = {});
+  RightMatrix(int64_t depth, const std::vector<Range>& pieces, Packing packing, Blocks blocks = {});
 
   // Values of the buffer that pack() fills.
-  int64_t buffer_size() const { return packed_ ? depth_ * columns_ : 0; }
+  int64_t buffer_size() const {
+    if (packing_ == Packing::kBFloat16) return even(depth_) / 2 * columns_;
+    return packing_ == Packing::kPacked ? depth_ * columns_ : 0;
+  }
 
   // B = w^T for w [columns, depth], or B = w for w [depth, columns]. All threads of the team call it.
   void pack(const Team& team, Rows<const T> w, bool transposed, T* buffer);
@@ -55,14 +74,20 @@ class RightMatrix {
     int64_t operand;  // the first column of A
   };
 
-  void panel_product(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, const Panel& panel) const;
+  void pack_panel(Rows<const T> w, bool transposed, T* buffer, Range columns) const;
+  // `Left`: T, or BFloat16
+  template <class Left>
+  void panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,
+                     const Panel& panel) const;
+  Rows<const BFloat16> rounded(int64_t rows, Rows<const T> a, Range depths) const;
 
-  int64_t depth_, columns_;
-  bool packed_, transposed_ = false;
+  int64_t depth_, columns_, operand_columns_;
+  Packing packing_;
+  bool transposed_ = false;
   std::vector<Panel> panels_;
   std::vector<int64_t> first_panel_;  // [pieces + 1]
   Rows<const T> w_;
-  const T* buffer_ = nullptr;
+  T* buffer_ = nullptr;
 };
 
 // Rows in all that repay packing the matrix: transposed, or as it lies.
@@ -72,5 +97,8 @@ constexpr int64_t kWorthPacking = 8;
 // C [m, n] (+)= A [m, k] B [k, n], all row-major, on one thread.
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
+// The same of bfloat16; k is even, and b is [k / 2][n][2], `b_width` columns wide.
+void gemm(int64_t m, int64_t n, int64_t k, Rows<const BFloat16> a, const BFloat16* b, int64_t b_width, Rows<float> c,
+          bool accumulate);
 
 }  // namespace rnnext::cpu

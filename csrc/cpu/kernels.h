@@ -18,6 +18,10 @@ struct Kernels {
   // C [m, n] (+)= A [m, k] W^T for W [n, k], read as it lies: for few rows
   void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c,
                           bool accumulate);
+  // Rows in bfloat16, each with a zero after an odd number of columns.
+  void (*round_rows)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);
+  // Two rows in bfloat16, dst = first[0], second[0], first[1], ...; null is a row of zeros.
+  void (*round_pair)(int64_t columns, const float* first, const float* second, uint16_t* dst);
   // dst[c][r] = src[r][c]
   void (*transpose)(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst);
   // sums[i] = (accumulate ? sums[i] : 0) + sum over j of src[i][j]
@@ -34,7 +38,8 @@ struct Kernels {
 struct InstructionSet {
   const char* name;
   bool (*supported)();
-  bool has_brgemm;  // libtorch's brgemm takes float from AVX2 up
+  bool has_brgemm;         // libtorch's brgemm takes float from AVX2 up
+  bool (*has_bfloat16)();  // whether the processor multiplies bfloat16, and brgemm has it do so
   const Kernels<float>* f32;
   const Kernels<double>* f64;
 };

@@ -138,6 +138,36 @@ void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
   }
 }
 
+// The nearest bfloat16, ties to even, as the bits of its upper half; NaN stays NaN.
+RNNEXT_INLINE uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+}
+
+// Rows in bfloat16, with a zero after an odd number of columns.
+inline void round_rows(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = src[i];
+    uint16_t* to = dst[i];
+    for (int64_t j = 0; j < columns; ++j) to[j] = to_bfloat16(from[j]);
+    if (columns % 2) to[columns] = 0;
+  }
+}
+
+// Two rows in bfloat16, their values in turn; a row may be null, for zeros.
+inline void round_pair(int64_t columns, const float* first, const float* second, uint16_t* dst) {
+  if (first && second) {
+    for (int64_t j = 0; j < columns; ++j) dst[2 * j] = to_bfloat16(first[j]), dst[2 * j + 1] = to_bfloat16(second[j]);
+  } else {
+    for (int64_t j = 0; j < columns; ++j) {
+      dst[2 * j] = first ? to_bfloat16(first[j]) : 0;
+      dst[2 * j + 1] = second ? to_bfloat16(second[j]) : 0;
+    }
+  }
+}
+
 template <class T>
 void column_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
   using V = Vec<T>;

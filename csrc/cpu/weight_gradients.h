@@ -8,6 +8,7 @@
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/partition.h"
+#include "cpu/products.h"
 #include "cpu/workspace.h"
 
 namespace rnnext::cpu {
@@ -35,7 +36,8 @@ Rows<const T> states_before(const ScanBackward<T>& p, int k, int64_t t, int64_t 
   return p.record.from(row, p.shape.record.offset[recorded]);
 }
 
-// What a matrix was multiplied by, cut into panels: [panel][padded rows][columns of the panel].
+// What a matrix was multiplied by, cut into panels: [panel][padded rows][columns of the panel]; in bfloat16 with two rows
+// side by side, as the right-hand sides in gemm.h.
 template <class T>
 struct Operand {
   enum Kind { kInput, kState, kSaved };
@@ -102,8 +104,11 @@ class WeightGradients {
 
   void add_buffers(Workspace<T>& workspace) {
     const int64_t depth = most_depth();
-    for (Operand<T>& operand : operands_) workspace.add(&operand.panels, depth * operand.width);
+    for (Operand<T>& operand : operands_) {
+      workspace.add(&operand.panels, (bfloat16_ ? depth / 2 : depth) * operand.width);
+    }
     workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * depth);
+    workspace.add(&rounded_, bfloat16_ && !columns_.empty() ? threads_ * kRowChunk * depth / 2 : 0);
   }
 
   // Adds what a block gives; `gradients` has its rows. The threads do not meet after it.
@@ -116,19 +121,21 @@ class WeightGradients {
   }
 
  private:
-  int64_t most_depth() const { return padded(p_.steps.most_rows_in_a_block() / p_.samples); }
+  int64_t most_depth() const { return depth_of(p_.steps.most_rows_in_a_block() / p_.samples); }
+  int64_t depth_of(int64_t rows) const { return std::max<int64_t>(padded(rows), bfloat16_ ? 2 : 1); }
 
   void add_sample(const Team& team, int64_t block, SampleRows rows, Rows<const T> gradients, const T* zeros,
                   bool first) const {
-    const int64_t depth = padded(rows.count);
+    const int64_t depth = depth_of(rows.count);
     for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, zeros);
     team.sync();
     T* transposed = transposed_ + team.rank * kRowChunk * most_depth();
+    BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth();
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
         end = std::min({mine.end, i + kRowChunk, (i / c.block + 1) * c.block});
-        add_chunk(c, {i, end}, gradients, rows, Rows<T>{transposed, depth}, first);
+        add_chunk(c, {i, end}, gradients, rows, {transposed, depth}, {rounded, depth}, first);
       }
     }
     add_params(team, gradients, rows, first);
@@ -191,18 +198,42 @@ class WeightGradients {
     columns_.push_back({{base, base + shape.width(product.to)}, shape.gradients.columns, targets});
   }
 
-  // Cuts row `k` of the operand into the panels.
-  static void scatter(const Operand<T>& operand, const T* row, int64_t k, int64_t depth) {
-    operand.each_panel(0, operand.width, [&](int64_t c, int64_t width) {
-      T* target = operand.panels + c * depth + k * width;
-      row ? std::copy_n(row + c, width, target) : std::fill_n(target, width, T(0));
-    });
-  }
+  // Cuts rows of the operand, one after the other, into the panels; null is a row of zeros.
+  class Cutter {
+   public:
+    Cutter(const Operand<T>& operand, int64_t depth, bool bfloat16)
+        : operand_(operand), depth_(depth), bfloat16_(bfloat16) {}
+
+    void cut(const T* row, int64_t k) {
+      if (bfloat16_ && k % 2 == 0) {
+        first_ = row;
+        return;
+      }
+      operand_.each_panel(0, operand_.width, [&](int64_t c, int64_t width) {
+        const auto at = [c](const T* values) { return values ? values + c : nullptr; };
+        if constexpr (std::is_same_v<T, float>) {
+          if (bfloat16_) {
+            BFloat16* panel = reinterpret_cast<BFloat16*>(operand_.panels) + c * depth_;
+            return kernels<T>().round_pair(width, at(first_), at(row), panel + (k - 1) * width);
+          }
+        }
+        T* target = operand_.panels + c * depth_ + k * width;
+        row ? std::copy_n(row + c, width, target) : std::fill_n(target, width, T(0));
+      });
+    }
+
+   private:
+    const Operand<T>& operand_;
+    const int64_t depth_;
+    const bool bfloat16_;
+    const T* first_ = nullptr;  // the row of an even k, which waits for the next
+  };
 
   void pack(const Team& team, const Operand<T>& operand, int64_t block, SampleRows rows, int64_t depth,
             const T* zeros) const {
     const int64_t begin = p_.steps.rows_of(block).begin;
-    const Range mine = team.share(depth);
+    const Range mine = team.share(depth, 2);
+    Cutter cutter(operand, depth, bfloat16_);
     if (operand.kind == Operand<T>::kState) {
       const Range steps = p_.steps.steps_of(block);
       for (int64_t t = steps.begin; t < steps.end; ++t) {
@@ -213,24 +244,27 @@ class WeightGradients {
         const int64_t end = std::min(mine.end, first + p_.steps.rows(t) / rows.samples);
         for (int64_t k = std::max(mine.begin, first); k < end; ++k) {
           const int64_t n = (k - first) * rows.samples + rows.sample;
-          scatter(operand, n < continued ? before[n] : initial[n], k, depth);
+          cutter.cut(n < continued ? before[n] : initial[n], k);
         }
       }
     } else {
       const Rows<const T> values =
           rows.of(operand.kind == Operand<T>::kInput ? p_.x[operand.index].from(begin)
                                                      : p_.record.from(begin, p_.shape.record.offset[operand.index]));
-      for (int64_t k = mine.begin; k < std::min(mine.end, rows.count); ++k) scatter(operand, values[k], k, depth);
+      for (int64_t k = mine.begin; k < std::min(mine.end, rows.count); ++k) cutter.cut(values[k], k);
     }
-    for (int64_t k = std::max(mine.begin, rows.count); k < mine.end; ++k) scatter(operand, nullptr, k, depth);
+    for (int64_t k = std::max(mine.begin, rows.count); k < mine.end; ++k) cutter.cut(nullptr, k);
   }
 
   // `chunk`: counted from the first of the columns.
   void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, Rows<T> transposed,
-                 bool first_block) const {
+                 Rows<BFloat16> rounded, bool first_block) const {
     const int64_t depth = transposed.stride, begin = c.columns.begin + chunk.begin;
     kernels<T>().transpose(rows.count, chunk.size(), rows.of(gradients.from(0, begin)), transposed);
     for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows.count, transposed[j] + depth, T(0));
+    if constexpr (std::is_same_v<T, float>) {
+      if (bfloat16_) kernels<T>().round_rows(chunk.size(), depth, transposed, rounded);
+    }
     for (const Target<T>& target : c.targets) {
       const int64_t row = rows.sample * target.rows + begin - target.shift;
       if (target.db) {
@@ -242,8 +276,16 @@ class WeightGradients {
           target.columns == operand.width ? 0 : chunk.begin % p_.shape.H() / c.block * target.columns;
       const Rows<T> dw = Rows<T>{target.dw, target.columns}.from(row);
       operand.each_panel(column, column + target.columns, [&](int64_t panel, int64_t width) {
-        gemm<T>(chunk.size(), width, depth, transposed, Rows<const T>{operand.panels + panel * depth, width},
-                dw.from(0, panel - column), !(first_block && target.first));
+        const Rows<T> into = dw.from(0, panel - column);
+        const bool adds = !(first_block && target.first);
+        if constexpr (std::is_same_v<T, float>) {
+          if (bfloat16_) {
+            const BFloat16* b = reinterpret_cast<const BFloat16*>(operand.panels) + panel * depth;
+            return gemm(chunk.size(), width, depth, rounded, b, width, into, adds);
+          }
+        }
+        gemm<T>(chunk.size(), width, depth, transposed, Rows<const T>{operand.panels + panel * depth, width}, into,
+                adds);
       });
     }
   }
@@ -268,7 +310,8 @@ class WeightGradients {
   std::vector<Operand<T>> operands_;
   std::vector<GradientColumns<T>> columns_;
   std::set<const T*> begun_;
-  T* transposed_ = nullptr;
+  const bool bfloat16_ = uses_bfloat16<T>(p_);
+  T *transposed_ = nullptr, *rounded_ = nullptr;  // of each thread, [kRowChunk, depth]
 };
 
 }  // namespace rnnext::cpu

@@ -110,6 +110,7 @@ struct ScanForward {
   Shape shape;
   Steps steps;
   NoiseSource noise;
+  bool bfloat16;              // products of operands rounded to bfloat16, where the processor has them
   Rows<const T> x[kStreams];  // [rows, C]
   Weights<const T> w[kStreams];
   const T* h0[kMaxStates];  // [N, width] each, or null: zeros
@@ -124,6 +125,7 @@ struct ScanBackward {
   Shape shape;
   Steps steps;
   NoiseSource noise;
+  bool bfloat16;
   Rows<const T> x[kStreams];
   Weights<const T> w[kStreams];
   const T* h0[kMaxStates];

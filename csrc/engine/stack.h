@@ -24,12 +24,13 @@ class Stack {
  public:
   Stack(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers, bool bidirectional,
-        double dropout, at::IntArrayRef sizes)
+        double dropout, at::IntArrayRef sizes, bool bfloat16)
       : cell_(cell),
         s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes)),
         h_(s_.width(cell.states.width[0])),
         x_(x.contiguous().view({cell.streams, s_.rows, s_.C})),
         dropout_(seed ? dropout : 0),
+        bfloat16_(bfloat16),
         noise_{seed.has_value(), seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0} {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
@@ -252,7 +253,7 @@ class Stack {
   template <class T>
   void scan_forward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
                     const std::vector<Tensor>& finals) const {
-    ScanForward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d)};
+    ScanForward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d), bfloat16_};
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -270,7 +271,8 @@ class Stack {
   void scan_backward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record, const Tensor& dy,
                      const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights,
                      int64_t samples) const {
-    ScanBackward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d, samples), noise(l, d)};
+    ScanBackward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d, samples), noise(l, d),
+                      bfloat16_};
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -294,6 +296,7 @@ class Stack {
   const int64_t h_;  // width of h
   const Tensor x_;   // [streams, rows, C]
   const double dropout_;
+  const bool bfloat16_;
   const NoiseSource noise_;
   std::vector<Tensor> h0_, weights_;
   std::vector<int64_t> offsets_;

@@ -11,7 +11,12 @@ static bool supported() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-const InstructionSet avx512_set{"avx512", &supported, true, &avx512::table<float>, &avx512::table<double>};
+static bool has_bfloat16() {
+  return __builtin_cpu_supports("avx512bf16");
+}
+
+const InstructionSet avx512_set{
+    "avx512", &supported, true, &has_bfloat16, &avx512::table<float>, &avx512::table<double>};
 
 }  // namespace rnnext
 

@@ -9,7 +9,12 @@ static bool supported() {
   return true;
 }
 
-const InstructionSet baseline_set{"baseline", &supported, false, &baseline::table<float>, &baseline::table<double>};
+static bool has_bfloat16() {
+  return false;
+}
+
+const InstructionSet baseline_set{
+    "baseline", &supported, false, &has_bfloat16, &baseline::table<float>, &baseline::table<double>};
 
 }  // namespace rnnext
 
