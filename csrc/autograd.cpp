@@ -24,11 +24,11 @@ optional<Tensor> or_none(const Tensor& tensor) {
 struct Options {
   std::string cell;
   optional<Tensor> batch_sizes, seed;
-  int64_t num_layers;
-  bool bidirectional;
-  double dropout;
+  int64_t num_layers = 1;
+  bool bidirectional = false;
+  double dropout = 0;
   std::vector<int64_t> sizes;
-  bool bfloat16;
+  bool bfloat16 = false;
 
   // All but the tensors.
   void save(AutogradContext* context) const {
@@ -133,6 +133,23 @@ std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return call_forward("rnnext::rnn", o, x, h0, weights);
+}
+
+// Here instead of in Python, where each change of form, and each list, costs a good part of a small step.
+std::vector<Tensor> rnn_step(std::string_view cell, const Tensor& x, at::TensorList h0, const Tensor& w_ih,
+                             const Tensor& w_hh, const optional<Tensor>& b_ih, const optional<Tensor>& b_hh) {
+  const bool batched = x.dim() == 2;
+  const auto with_time = [&](const Tensor& t) { return batched ? t.unsqueeze(0) : t.unsqueeze(0).unsqueeze(0); };
+  std::vector<Tensor> initial, weights{w_ih, w_hh};
+  for (const Tensor& state : h0) initial.push_back(with_time(state));
+  for (const optional<Tensor>* bias : {&b_ih, &b_hh}) {
+    if (bias->has_value()) weights.push_back(**bias);
+  }
+  const Options o{.cell = std::string(cell)};
+  std::vector<Tensor> result = call_forward("rnnext::rnn", o, with_time(x), initial, weights);
+  result.erase(result.begin());  // y, which is h
+  for (Tensor& state : result) state = batched ? state.squeeze(0) : state.squeeze(0).squeeze(0);
+  return result;
 }
 
 // The gradients as a function of the output gradients g, x, h0 and weights: J^T g for the Jacobian J of rnn. Of a
@@ -243,6 +260,10 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
 TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("rnn", &rnn);
   m.impl("rnn_backward", &rnn_backward);
+}
+
+TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
+  m.impl("rnn_step", &rnn_step);
 }
 
 }  // namespace rnnext

@@ -16,6 +16,11 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "int num_layers, bool bidirectional, float dropout, int[]? sizes, bool bfloat16=False) -> Tensor[]");
+  // One step of one layer, by way of rnn: x [N, C] or [C] and h0 [N, width] or [width] each -> the final states, of h0's
+  // form
+  m.def(
+      "rnn_step(str cell, Tensor x, Tensor[] h0, Tensor W_ih, Tensor W_hh, Tensor? b_ih=None, Tensor? b_hh=None) "
+      "-> Tensor[]");
   // -> y, the final states, then what rnn_backward calls `saved`
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "

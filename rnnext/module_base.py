@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnext import ops, reference
 from rnnext.packing import Lengths, as_tensor
 
+_rnn_step = torch.ops.rnnext.rnn_step.default  # looking it up takes time
+
 
 class Stack:
     """What every stack of recurrent layers over a sequence has, whatever its modules are made of.
@@ -205,23 +207,27 @@ class Cell(nn.RNNCellBase):
                 raise ValueError(
                     f"{self._kind()}: Expected {name} to be 1D or 2D, got {h.dim()}D instead"
                 )
-        # The op wants [T, N, C] and [L*D, N, H].
-        x = input.unsqueeze(0)
-        hx = [h.unsqueeze(0) for h in hx]
-        if dim == 1:
-            x = x.unsqueeze(0)
-            hx = [h.unsqueeze(0) for h in hx]
         weights = _weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        x = _fitting_weight(weights[0], x, RuntimeError)
-        _, n, c = x.shape
+        x = _fitting_weight(weights[0], input, RuntimeError)
+        n, c = x.shape if dim == 2 else (1, *x.shape)
         if c != self.input_size:
             raise RuntimeError(
                 f"input has inconsistent input_size: got {c} expected {self.input_size}"
             )
+        expected = (n, self.hidden_size) if dim == 2 else (self.hidden_size,)
         for k, h in enumerate(hx):
-            if h.shape != (1, n, self.hidden_size):
-                raise _wrong_state(k, list(h.shape[1:]), n, self.hidden_size)
-        hx = [_fitting_input(x, h) for h in hx]
+            if h.shape != expected:
+                got = list(h.shape) if dim == 2 else [1, *h.shape]
+                raise _wrong_state(k, got, n, self.hidden_size)
+            _fitting_input(x, h)
+        if self.hidden_size and ops.taken_as_is(x):
+            return _rnn_step(self.mode, x, hx, *weights)
+        # The other ways to run it want [T, N, C] and [L*D, N, H].
+        x = x.unsqueeze(0)
+        hx = [h.unsqueeze(0) for h in hx]
+        if dim == 1:
+            x = x.unsqueeze(0)
+            hx = [h.unsqueeze(0) for h in hx]
         if not hx and torch.compiler.is_exporting():  # for AOTInductor, as a layer's
             zeros = x.new_zeros(1, n, self.hidden_size)
             hx = [zeros, zeros] if self.mode == "LSTM" else [zeros]
@@ -250,11 +256,10 @@ def _weights(module: Any, names: Iterable[str]) -> list[Tensor]:
     """The weights as they are at this call, by name: functional_call and others exchange them."""
     stored = module._parameters
     try:
-        found = [stored[name] for name in names]
+        return [w for name in names if (w := stored[name]) is not None]
     except KeyError:
         # Parametrizations, weight_norm, pruning and data-parallel replicas keep them elsewhere.
-        found = [getattr(module, name) for name in names]
-    return [w for w in found if w is not None]
+        return [w for name in names if (w := getattr(module, name)) is not None]
 
 
 def _fitting_weight(weight: Tensor, x: Tensor, error: type[Exception]) -> Tensor:

@@ -16,6 +16,7 @@ from rnnext.cell import Declaration
 
 _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST = (torch.float32, *_HALF)
+_COMPUTED = (torch.float32, torch.float64)
 _KERNELS = (torch.float64, *_AUTOCAST)
 
 
@@ -109,6 +110,17 @@ def rnn(
             sizes=sizes,
         )
     return results if dtype is None else [result.to(dtype) for result in results]
+
+
+def taken_as_is(x: Tensor) -> bool:
+    """Whether the op takes x, and what fits it, as they are: no cast, no transform, no trace."""
+    return (
+        x.is_cpu
+        and x.dtype in _COMPUTED
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not derivatives.transforms_active()
+    )
 
 
 def autocasts(*tensors: Tensor) -> bool:
