@@ -1,122 +1,158 @@
-"""Time rnnext's layers against torch.nn's, interleaved in one process, and write a result file.
+"""Time rnnext's layers against torch.nn's and a loop in PyTorch; write a result file and a report.
 
     python benchmarks/compare.py --out benchmarks/results/cpu.json
+    python benchmarks/compare.py --dtypes float32 bfloat16 --threads 1 2 --out ...
+    python benchmarks/compare.py --shapes 35,20,650 100,1,512,L2 --cells GRU --seconds 0.5
     python benchmarks/compare.py --show benchmarks/results/cpu.json
+    python benchmarks/compare.py --report benchmarks/results/cpu.json
 
-Each pair is run in turn, A B A B ..., and the ratio is that of the medians; the error stands
-beside it. Absolute times depend on the machine and on what else it is doing; ratios hold better.
+All are run in turn in one process, A B C A B C ..., and a ratio is that of the medians. Beside it
+stand the errors against float64, and the floor: what the processor takes at least, as probes
+measure it in the same run. Absolute times depend on the machine and on what else it is doing;
+ratios hold better. What is wrong is not timed: it is listed, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
-import math
+import re
 import statistics
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import probes
+import report
 import torch
 from machine import about
-from peers import CELLS, IMPLS, SHAPES, Problem, Shape, check
+from peers import CELLS, IMPLS, MODES, SHAPES, Problem, Shape, Step, WrongResult, check
+from roofline import BYTES, Machine, floor, products
 from timing import in_turn
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+LOOP_SECONDS = 2.0  # of one pass of the loop in PyTorch: where it takes longer, it is left out
 
 
-def operations(cell: str, mode: str, problem: Problem) -> float:
-    """Floating-point work of the products: two for each weight and row, thrice in training."""
-    rows = problem.dy.numel() / problem.dy.shape[-1]
-    shape = problem.shape
-    inputs = [shape.H] + [shape.D * shape.H] * (shape.L - 1)
-    weights = sum(shape.D * GATES[cell] * shape.H * (columns + shape.H) for columns in inputs)
-    return 2.0 * rows * weights * (3 if mode == "training" else 1)
+def shape_of(text: str) -> Shape:
+    """From "T,N,H", with ",L2", ",D2" or ",packed" after it."""
+    found = re.fullmatch(r"([1-9]\d*),([1-9]\d*),([1-9]\d*)(,L[1-9])?(,D[12])?(,packed)?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected T,N,H, each 1 or more, then what applies of L2 (layers), D2 "
+            "(directions), packed, in this order; for example 35,20,200,L2"
+        )
+    *sizes, layers, directions, packed = found.groups()
+    options = {"L": int((layers or ",L1")[2:]), "D": int((directions or ",D1")[2:])}
+    return Shape(*map(int, sizes), **options, packed=bool(packed))
 
 
-def measure(cell: str, mode: str, shape: Shape, seconds: float, rounds: int) -> dict[str, Any]:
-    problem = Problem(cell, shape)
-    errors = check(problem, mode)
-    times = in_turn({impl: problem.step(mode, impl) for impl in IMPLS}, seconds, rounds)
-    medians = {impl: statistics.median(values) for impl, values in times.items()}
+def seconds_of(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def measure(
+    cell: str, mode: str, shape: Shape, dtype: str, machine: Machine, seconds: float, rounds: int
+) -> dict[str, Any]:
+    """One row of the result.
+
+    Raises:
+        WrongResult: what `check` raises.
+    """
+    problem = Problem(cell, shape, getattr(torch, dtype))
+    loop = ["loop"] if seconds_of(problem.step(mode, "loop")) < LOOP_SECONDS else []
+    errors = check(problem, mode, [*IMPLS, *loop])
+    steps = {impl: problem.step(mode, impl) for impl in [*IMPLS, *loop]}
+    if shape.packed:
+        padded = dataclasses.replace(shape, packed=False)
+        steps["padded"] = Problem(cell, padded, problem.dtype).step(mode, "rnnext")
+    times = in_turn(steps, seconds, rounds, guests=loop)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    least = floor(machine, cell, mode, shape, dtype)
     return {
         "cell": cell,
         "mode": mode,
+        "dtype": dtype,
+        "threads": machine.threads,
         "shape": str(shape),
+        **dataclasses.asdict(shape),
         "ratio": medians["torch"] / medians["rnnext"],
         "ratio_of_minima": min(times["torch"]) / min(times["rnnext"]),
-        "milliseconds": {impl: 1e3 * value for impl, value in medians.items()},
-        "gflops_per_second": operations(cell, mode, problem) / medians["rnnext"] / 1e9,
+        "milliseconds": {name: 1e3 * value for name, value in medians.items()},
+        "gflops_per_second": products(cell, mode, shape) / medians["rnnext"] / 1e9,
+        "floor_milliseconds": {k: 1e3 * v for k, v in dataclasses.asdict(least).items()},
+        "bound": least.bound,
+        "fraction": least.seconds / medians["rnnext"],
         "errors": errors,
-        "rounds": len(times["rnnext"]),
+        "rounds": {name: len(values) for name, values in times.items()},
     }
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(math.log(value) for value in values))
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole grid."""
+    machines, rows, refused = [], [], []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        machine = probes.measure(threads)
+        machines.append(dataclasses.asdict(machine))
+        grid = itertools.product(options.dtypes, options.cells, options.modes, options.shapes)
+        for dtype, cell, mode, shape in grid:
+            try:
+                row = measure(cell, mode, shape, dtype, machine, options.seconds, options.rounds)
+            except WrongResult as wrong:
+                refused.append(f"{threads} threads: {wrong}")
+                print(f"not timed: {refused[-1]}", file=sys.stderr, flush=True)
+                continue
+            rows.append(row)
+            print(
+                f"{threads} {dtype:8} {cell:4} {mode:9} {row['shape']:23} {row['ratio']:6.2f}x "
+                f"torch.nn, {row['fraction']:4.0%} of what {row['bound']} allow",
+                flush=True,
+            )
+    facts = {**about(), "threads": options.threads}
+    return {"about": facts, "machines": machines, "rows": rows, "refused": refused}
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown: times in milliseconds, ratios over torch.nn."""
-    facts = result["about"]
-    lines = [
-        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, "
-        f"{facts['date']}; float32; errors are against float64.",
-        "",
-        "| layer | mode | shape | torch.nn ms | rnnext ms | ratio | rnnext GFLOP/s "
-        "| torch.nn error | rnnext error |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in result["rows"]:
-        ms, errors = row["milliseconds"], row["errors"]
-        lines.append(
-            f"| {row['cell']} | {row['mode']} | {row['shape']} | {ms['torch']:.3f} "
-            f"| {ms['rnnext']:.3f} | {row['ratio']:.2f} | {row['gflops_per_second']:.0f} "
-            f"| {errors['torch']:.0e} | {errors['rnnext']:.0e} |"
-        )
-    lines += [
-        "",
-        "| layer | mode | geometric mean of the ratios | lowest | highest |",
-        "|---|---|--:|--:|--:|",
-    ]
-    for cell in CELLS:
-        for mode in ("training", "inference"):
-            ratios = [r["ratio"] for r in result["rows"] if (r["cell"], r["mode"]) == (cell, mode)]
-            if ratios:
-                lines.append(
-                    f"| {cell} | {mode} | {geometric_mean(ratios):.2f} | {min(ratios):.2f} "
-                    f"| {max(ratios):.2f} |"
-                )
-    return "\n".join(lines)
+def read(path: Path) -> dict[str, Any]:
+    result = json.loads(path.read_text())
+    if "machines" not in result:
+        raise SystemExit(f"{path} has no probes of the machine: measure again, with --out {path}")
+    return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, help="write the result file here")
-    parser.add_argument(
-        "--show", type=Path, help="print a result file as tables, and measure nothing"
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each pair")
-    parser.add_argument("--rounds", type=int, default=7, help="at least, of each pair")
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=CELLS)
+    add = parser.add_argument
+    add("--out", type=Path, help="write the result file here, and its report beside it")
+    add("--show", type=Path, help="print a result file's short tables, and measure nothing")
+    add("--report", type=Path, help="write a result file's report, .md and .png, beside it")
+    add("--cells", nargs="+", default=list(CELLS), choices=CELLS)
+    add("--modes", nargs="+", default=list(MODES), choices=MODES)
+    add("--dtypes", nargs="+", default=["float32"], choices=BYTES)
+    add("--threads", nargs="+", type=int, default=[2])
+    add("--shapes", nargs="+", type=shape_of, default=list(SHAPES), help="T,N,H[,L2][,D2][,packed]")
+    add("--seconds", type=float, default=1.5, help="for each row")
+    add("--rounds", type=int, default=5, help="of each row, at least")
     options = parser.parse_args()
     if options.show:
-        print(table(json.loads(options.show.read_text())))
-        return
-
-    torch.set_num_threads(options.threads)
-    rows = []
-    for cell in options.cells:
-        for mode in ("training", "inference"):
-            for shape in SHAPES:
-                row = measure(cell, mode, shape, options.seconds, options.rounds)
-                rows.append(row)
-                print(f"{cell:4} {mode:9} {row['shape']:20} {row['ratio']:6.2f}x", flush=True)
-    result = {"about": about(), "rows": rows}
-    print(table(result))
+        print(report.short(read(options.show)))
+        return 0
+    if options.report:
+        report.write(read(options.report), options.report)
+        return 0
+    result = run(options)
+    print(report.short(result))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+        report.write(result, options.out)
+    return 1 if result["refused"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
