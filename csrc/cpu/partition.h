@@ -34,12 +34,12 @@ struct Partition {
 constexpr int64_t kFewRows = 4;
 // Recurrent weights of more bytes than this leave the caches between two steps.
 constexpr int64_t kLargeWeights = 12 << 20;
-// Multiply-adds for each thread that are worth a meeting of the team.
-constexpr int64_t kWorthMeeting = 20000;
+// Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
+constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 100000;
 
 // `columns` and `depth`: of the matrix that each row is multiplied by.
 inline int useful_threads(const Steps& steps, int64_t columns, int64_t depth) {
-  return steps.total() * columns * depth < kWorthMeeting ? 1 : available_threads();
+  return steps.total() * columns * depth < kWorthTeam ? 1 : available_threads();
 }
 
 // `columns`: of the recurrent matrix; `bytes`: of one value.
