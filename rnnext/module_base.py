@@ -64,6 +64,7 @@ class Stack:
             if x.dim() != 2:
                 raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
             n = _batch_size(batch_sizes, hx, order)
+            _check_rows(x, batch_sizes, n)
             y, states = self._scan(x, hx, n, batch_sizes, order, inverse)
             return PackedSequence(y, batch_sizes, order, inverse), states
         dim = input.dim()
@@ -320,6 +321,14 @@ def _batch_size(batch_sizes: Tensor, hx: Sequence[Tensor], order: Tensor | None)
     if torch.compiler.is_compiling():
         return hx[0].size(1) if hx else None
     return int(batch_sizes[0])
+
+
+def _check_rows(x: Tensor, batch_sizes: Tensor, n: int | None) -> None:
+    """Refuse T * N rows of shorter sequences: the op would take those at the end for padding."""
+    if torch.compiler.is_compiling() or n is None or len(x) != len(batch_sizes) * n:
+        return
+    if (rows := int(batch_sizes.sum())) != len(x):
+        raise RuntimeError(f"packed input has {len(x)} rows, but batch_sizes add up to {rows}")
 
 
 def _moved(rows: Tensor, places: Tensor) -> Tensor:

@@ -262,7 +262,7 @@ def compare(call: Call, ours: Any, theirs: Any) -> None:
             t.copy_(t * (1 + eps * torch.randn_like(t)))
     moved = run(call, wide, doubles)
     length = call.options["input_size"] + call.options["hidden_size"] + call.T
-    sums = eps * length * call.options.get("num_layers", 1)
+    sums = 4 * eps * length * call.options.get("num_layers", 1)
     assert mine.keys() == nns.keys() == exact.keys()
     for key, value in mine.items():
         assert value.dtype == call.dtype
