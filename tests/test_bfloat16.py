@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import CELLS, Case, Data, error
 from test_derivatives import data_of
+from test_kernels import run_python
 from torch import Tensor
 
 from rnnext import ops, reference
@@ -80,6 +81,29 @@ def test_what_can_not_be_rounded_is_handed_on() -> None:
         assert torch.isfinite(y[:7]).all()
         assert not torch.isfinite(y[7:, 1]).any()
         assert not torch.isfinite(h_n[0, 1]).any()
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_without_onednn() -> None:
+    """Then products are in float32."""
+    data = Data("LSTM", Case(T=40, N=3, C=5, H=16))
+    with torch.backends.mkldnn.flags(enabled=False):
+        results, exact = (data.run(run, torch.float32) for run in (with_bfloat16, ops.rnn))
+    assert all(torch.equal(results[name], exact[name]) for name in data.names)
+
+
+TRAINS = """
+import torch, rnnext
+layer = rnnext.LSTM(8, 16, dtype=torch.bfloat16)
+layer(torch.randn(40, 4, 8).bfloat16())[0].float().sum().backward()
+assert all(w.grad.isfinite().all() for w in layer.parameters())
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
+def test_where_onednn_may_not_use_the_whole_processor(isa: str) -> None:
+    result = run_python(TRAINS, ONEDNN_MAX_CPU_ISA=isa)
+    assert result.returncode == 0, result.stderr
 
 
 def test_float64_is_not_rounded() -> None:

@@ -1,5 +1,6 @@
 #include "cpu/gemm.h"
 
+#include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 
 #include <type_traits>
@@ -38,8 +39,20 @@ void gemm(int64_t m, int64_t n, int64_t k, Rows<const BFloat16> a, const BFloat1
 
 template <class T>
 bool has_bfloat16() {
-  static const bool has = std::is_same_v<T, float> && instruction_set().has_bfloat16();
-  return has;
+  if (!std::is_same_v<T, float> || !instruction_set().has_bfloat16()) return false;
+  if (!at::globalContext().userEnabledMkldnn()) return false;  // brgemm obeys it, and throws
+  // It throws where oneDNN is held to less than the processor has, too. A throw among threads would end the process.
+  static const bool works = [] {
+    const BFloat16 a[2] = {}, b[2] = {};
+    float c[1];
+    try {
+      gemm(1, 1, 2, {a, 2}, b, 1, {c, 1}, false);
+      return true;
+    } catch (const std::exception&) {  // torch's or oneDNN's
+      return false;
+    }
+  }();
+  return works;
 }
 
 template <class T>
