@@ -57,9 +57,8 @@ def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
             f"rnnext: derivatives of {cell} beyond its backward need the class that it was written "
             "in: import it, and make a layer of it, in this process"
         )
-    function = partial(
-        _in_order, jvp_of or reference.CELLS[cell], dict(zip(_OPTIONS, options, strict=False))
-    )
+    known = dict(zip(_OPTIONS, options[: len(_OPTIONS)], strict=True))
+    function = partial(_in_order, jvp_of or reference.CELLS[cell], known)
     if jvp_of is None:
         return function
 
