@@ -9,10 +9,10 @@ import pytest
 import torch
 from cases import error
 from test_half import LAYERS, C, H, Model, N, T, every_dtype, every_kind, make, run
-from test_modules import tensors
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
+from twins import tensors
 from written_cells import LightGRU, Peephole
 
 import rnnext

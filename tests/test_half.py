@@ -9,9 +9,9 @@ import pytest
 import torch
 from cases import CELLS, NN_CELLS, PACKED, Case, Data, error, torch_nn
 from test_bfloat16 import with_bfloat16
-from test_modules import tensors
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from twins import tensors
 from written_cells import LightGRU, Peephole, Zoneout
 
 import rnnext

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,22 +17,6 @@ from rnnext import ops, reference
 cells = pytest.mark.parametrize("cell", CELLS)
 nn_cells = pytest.mark.parametrize("cell", NN_CELLS)
 cases = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Every uninitialised tensor, the kernels' own buffers too, begins as NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_poisoned_memory_is_nan(poisoned_memory: None) -> None:
@@ -288,8 +271,8 @@ def test_a_forked_process_computes_too() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_several_python_threads_at_once() -> None:
-    data = [Data(cell, LARGE, seed=k) for k, cell in enumerate(CELLS)]
+def run_in_threads(data: list[Data]) -> None:
+    """Each in a Python thread of its own, all at once: the results are those of one alone."""
     expected = [d.run(ops.rnn, torch.float32) for d in data]
     wrong: list[str] = []
 
@@ -304,6 +287,10 @@ def test_several_python_threads_at_once() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_several_python_threads_at_once() -> None:
+    run_in_threads([Data(cell, LARGE, seed=k) for k, cell in enumerate(CELLS)])
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from twins import tensors
 
 import rnnext
 
@@ -35,15 +36,6 @@ def twins(name: str, *args: Any, **options: Any) -> tuple[Any, Any]:
 
 def leaf(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-
-def tensors(result: Any) -> list[Tensor]:
-    """The tensors of a result, in order: outputs, then final states."""
-    if isinstance(result, PackedSequence):
-        return [result.data]
-    if isinstance(result, Tensor):
-        return [result]
-    return [t for part in result for t in tensors(part)]
 
 
 def assert_equal(ours: Any, theirs: Any, leaves: dict[str, Tensor], modules: list[Any]) -> None:

@@ -14,10 +14,11 @@ import torch
 from cases import error
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_modules import CELLS, LAYERS, tensors
+from test_modules import CELLS, LAYERS
 from test_wrong_use import MISUSES, described, differs, raised
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from twins import tensors
 from written_cells import ZOO
 
 import rnnext

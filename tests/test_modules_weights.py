@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_modules import C, H, T, assert_equal, leaf, tensors, twins
+from test_modules import C, H, T, assert_equal, leaf, twins
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from twins import tensors
 
 MODULES = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
 every_module = pytest.mark.parametrize("name", MODULES)

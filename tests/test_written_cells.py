@@ -1,6 +1,5 @@
 """Written cells on the kernels: every output and gradient, by name, as the built-in ones."""
 
-import threading
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from cases import CELLS, PACKED, Case, Data, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_derivatives import second
-from test_kernels import run_python
+from test_kernels import run_in_threads, run_python
 from torch.nn.functional import linear
 from written_cells import HIDDEN, ZOO
 
@@ -285,21 +284,7 @@ def test_every_instruction_set_is_right(isa: str) -> None:
 
 
 def test_several_python_threads_at_once() -> None:
-    data = [data_of(cell, PACKED, seed=k) for k, cell in enumerate(THOROUGH)]
-    expected = [d.run(ops.rnn, torch.float32) for d in data]
-    wrong: list[str] = []
-
-    def work(k: int) -> None:
-        for _ in range(5):
-            result = data[k].run(ops.rnn, torch.float32)
-            wrong.extend(n for n in data[k].names if error(result[n], expected[k][n]) > 1e-6)
-
-    workers = [threading.Thread(target=work, args=(k,)) for k in range(len(data))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    run_in_threads([data_of(cell, PACKED, seed=k) for k, cell in enumerate(THOROUGH)])
 
 
 @pytest.mark.parametrize("kind", ["SLSTM", "Everything", "Zoneout"])
