@@ -1,8 +1,5 @@
 #include "cpu/gemm.h"
 
-#include <ATen/Context.h>
-#include <ATen/native/CPUBlas.h>
-
 #include <type_traits>
 
 #include "cpu/kernels.h"
@@ -22,37 +19,18 @@ Rows<BFloat16> scratch(int64_t rows, int64_t columns) {
 
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (instruction_set().has_brgemm) {
-      return at::native::cpublas::brgemm(m, n, k, a.stride, b.stride, c.stride, accumulate, a.data, b.data, c.data);
-    }
-  }
   kernels<T>().gemm(m, n, k, a, b, c, accumulate);
 }
 
 void gemm(int64_t m, int64_t n, int64_t k, Rows<const BFloat16> a, const BFloat16* b, int64_t b_width, Rows<float> c,
           bool accumulate) {
-  at::native::cpublas::brgemm(m, n, k, a.stride, b_width, c.stride, accumulate,
-                              reinterpret_cast<const at::BFloat16*>(a.data), reinterpret_cast<const at::BFloat16*>(b),
-                              c.data, /*is_vnni=*/true);
+  const Rows<const float> pairs{reinterpret_cast<const float*>(a.data), a.stride / 2};
+  bfloat16_kernels()->gemm(m, n, k / 2, pairs, {reinterpret_cast<const float*>(b), b_width}, c, accumulate);
 }
 
 template <class T>
 bool has_bfloat16() {
-  if (!std::is_same_v<T, float> || !instruction_set().has_bfloat16()) return false;
-  if (!at::globalContext().userEnabledMkldnn()) return false;  // brgemm obeys it, and throws
-  // It throws where oneDNN is held to less than the processor has, too. A throw among threads would end the process.
-  static const bool works = [] {
-    const BFloat16 a[2] = {}, b[2] = {};
-    float c[1];
-    try {
-      gemm(1, 1, 2, {a, 2}, b, 1, {c, 1}, false);
-      return true;
-    } catch (const std::exception&) {  // torch's or oneDNN's
-      return false;
-    }
-  }();
-  return works;
+  return std::is_same_v<T, float> && bfloat16_kernels();
 }
 
 template <class T>
@@ -62,7 +40,7 @@ RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, Pac
   for (const Range& piece : pieces) {
     first_panel_.push_back(panels_.size());
     for (int64_t c = piece.begin, end; c < piece.end; c = end) {
-      end = std::min({piece.end, c + kPanelWidth, (c / block + 1) * block});
+      end = panel_end(c, std::min(piece.end, (c / block + 1) * block));
       panels_.push_back({{c, end}, blocks.count == 1 ? 0 : c % blocks.period / block * depth});
     }
   }
@@ -94,13 +72,13 @@ void RightMatrix<T>::pack_panel(Rows<const T> w, bool transposed, T* buffer, Ran
     T* panel = buffer + columns.begin * even(depth_) / 2;
     if (transposed) {  // pairs of values, moved as one
       const Rows<BFloat16> rows = scratch(width, even(depth_));
-      kernels<T>().round_rows(width, depth_, w.from(columns.begin), rows);
+      bfloat16_kernels()->round_rows(width, depth_, w.from(columns.begin), rows);
       const Rows<const T> pairs{reinterpret_cast<const T*>(rows.data), rows.stride / 2};
       return kernels<T>().transpose(width, even(depth_) / 2, pairs, {panel, width});
     }
     for (int64_t k = 0; k < depth_; k += 2) {
-      kernels<T>().round_pair(width, w[k] + columns.begin, k + 1 < depth_ ? w[k + 1] + columns.begin : nullptr,
-                              reinterpret_cast<BFloat16*>(panel + k / 2 * width));
+      bfloat16_kernels()->round_pair(width, w[k] + columns.begin, k + 1 < depth_ ? w[k + 1] + columns.begin : nullptr,
+                                     reinterpret_cast<BFloat16*>(panel + k / 2 * width));
     }
   }
 }
@@ -164,9 +142,10 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
 template <class T>
 void RightMatrix<T>::multiply(const Team& team, int64_t rows, Rows<const T> a, Rows<T> c, bool accumulate) const {
   const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk, panels = panels_.size();
-  const Range mine = team.share(chunks * panels), depths{0, depth_};
+  const Range depths{0, depth_};
   if constexpr (std::is_same_v<T, float>) {
     if (packing_ == Packing::kBFloat16) {  // rows after rows, so that each chunk is rounded once
+      const Range mine = team.share(chunks * panels);
       Rows<const BFloat16> rounded;
       for (int64_t i = mine.begin; i < mine.end; ++i) {
         const int64_t r = i / panels * kRowChunk, count = std::min(kRowChunk, rows - r);
@@ -176,10 +155,25 @@ void RightMatrix<T>::multiply(const Team& team, int64_t rows, Rows<const T> a, R
       return;
     }
   }
-  for (int64_t i = mine.begin; i < mine.end; ++i) {
+  const int64_t first = item_at(rows * columns_ * team.rank / team.size, rows);
+  const int64_t last = item_at(rows * columns_ * (team.rank + 1) / team.size, rows);
+  for (int64_t i = first; i < last; ++i) {
     const int64_t r = i % chunks * kRowChunk;
     panel_product(std::min(kRowChunk, rows - r), a.from(r), depths, c.from(r), accumulate, panels_[i / chunks]);
   }
+}
+
+// Chunks of rows of one panel after the other are items of unequal size: the one that begins nearest after `work`
+// values of C.
+template <class T>
+int64_t RightMatrix<T>::item_at(int64_t work, int64_t rows) const {
+  const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk;
+  int64_t panel = 0;
+  const int64_t panels = panels_.size();
+  while (panel < panels && panels_[panel].columns.end * rows <= work) ++panel;
+  if (panel == panels) return panels * chunks;
+  const int64_t chunk = kRowChunk * panels_[panel].columns.size();
+  return panel * chunks + (work - panels_[panel].columns.begin * rows + chunk / 2) / chunk;
 }
 
 // Rows of A in bfloat16, in memory of the thread's own.
@@ -187,7 +181,7 @@ template <class T>
 Rows<const BFloat16> RightMatrix<T>::rounded(int64_t rows, Rows<const T> a, Range depths) const {
   const int64_t columns = std::max(depths.size(), operand_columns_ > depth_ ? operand_columns_ : 0);
   const Rows<BFloat16> result = scratch(rows, even(columns));
-  if constexpr (std::is_same_v<T, float>) kernels<T>().round_rows(rows, columns, a, result);
+  if constexpr (std::is_same_v<T, float>) bfloat16_kernels()->round_rows(rows, columns, a, result);
   return result;
 }
 

@@ -1,5 +1,4 @@
-// Products with a matrix that many calls share: in float on libtorch's brgemm (oneDNN's generated microkernel), in
-// double on our own kernel.
+// Products with a matrix that many calls share.
 //
 // Float products may be of operands rounded to bfloat16, at twice the speed; sums stay in float. The right-hand side then
 // has two rows side by side: [depth / 2][width][2], with zeros where the depth is odd.
@@ -12,10 +11,17 @@
 
 namespace rnnext::cpu {
 
-// brgemm keeps a generated kernel for each distinct shape, for ever. Rows of A go in chunks of at most kRowChunk, so
-// that packed batches, which shrink row by row, need few shapes.
+// So many rows of A stay in a cache while the panels of B pass.
 constexpr int64_t kRowChunk = 64;
 constexpr int64_t kPanelWidth = 64;
+
+// Columns are cut into panels of about equal width, at multiples of kUnitGrain: the end of the one that begins at
+// `begin`.
+constexpr int64_t panel_end(int64_t begin, int64_t end) {
+  constexpr int64_t grain = 16, most = kPanelWidth / grain;
+  const int64_t grains = (end - begin + grain - 1) / grain, panels = (grains + most - 1) / most;
+  return std::min(end, begin + (grains + panels - 1) / panels * grain);
+}
 // A panel of B of this many rows stays in L2 beside the rows of A.
 constexpr int64_t kDepthBlock = 1024;
 
@@ -80,6 +86,7 @@ class RightMatrix {
   void panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,
                      const Panel& panel) const;
   Rows<const BFloat16> rounded(int64_t rows, Rows<const T> a, Range depths) const;
+  int64_t item_at(int64_t work, int64_t rows) const;
 
   int64_t depth_, columns_, operand_columns_;
   Packing packing_;

@@ -36,6 +36,14 @@ const InstructionSet& instruction_set() {
   return set;
 }
 
+const BFloat16Kernels* bfloat16_kernels() {
+  static const BFloat16Kernels* kernels = [] {
+    const BFloat16Kernels* known = instruction_set().bfloat16;
+    return known && known->supported() ? known : nullptr;
+  }();
+  return kernels;
+}
+
 template <>
 const Kernels<float>& kernels<float>() {
   return *instruction_set().f32;

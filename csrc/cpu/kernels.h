@@ -18,10 +18,6 @@ struct Kernels {
   // C [m, n] (+)= A [m, k] W^T for W [n, k], read as it lies: for few rows
   void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c,
                           bool accumulate);
-  // Rows in bfloat16, each with a zero after an odd number of columns.
-  void (*round_rows)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);
-  // Two rows in bfloat16, dst = first[0], second[0], first[1], ...; null is a row of zeros.
-  void (*round_pair)(int64_t columns, const float* first, const float* second, uint16_t* dst);
   // dst[c][r] = src[r][c]
   void (*transpose)(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst);
   // sums[i] = (accumulate ? sums[i] : 0) + sum over j of src[i][j]
@@ -35,16 +31,28 @@ struct Kernels {
   void (*noise)(const Noise& kind, int64_t first, int64_t count, T* dst, uint64_t seed, uint32_t scan, uint32_t number);
 };
 
+// Products of operands rounded to bfloat16, for processors that have instructions for them.
+struct BFloat16Kernels {
+  bool (*supported)();
+  // C [m, n] (+)= A [m, 2 pairs] B [pairs][n][2], pairs of bfloat16 in place of each float.
+  void (*gemm)(int64_t m, int64_t n, int64_t pairs, Rows<const float> a, Rows<const float> b, Rows<float> c,
+               bool accumulate);
+  // Rows in bfloat16, each with a zero after an odd number of columns.
+  void (*round_rows)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);
+  // Two rows in bfloat16, dst = first[0], second[0], first[1], ...; null is a row of zeros.
+  void (*round_pair)(int64_t columns, const float* first, const float* second, uint16_t* dst);
+};
+
 struct InstructionSet {
   const char* name;
   bool (*supported)();
-  bool has_brgemm;         // libtorch's brgemm takes float from AVX2 up
-  bool (*has_bfloat16)();  // whether the processor multiplies bfloat16, and brgemm has it do so
+  const BFloat16Kernels* bfloat16;  // or null
   const Kernels<float>* f32;
   const Kernels<double>* f64;
 };
 
 extern const InstructionSet avx512_set, avx2_set, baseline_set;
+extern const BFloat16Kernels avx512_bf16_kernels;
 
 // The sets compiled in, best first; the last one runs everywhere.
 extern const InstructionSet* const kInstructionSets[];
@@ -55,5 +63,8 @@ const InstructionSet& instruction_set();
 
 template <class T>
 const Kernels<T>& kernels();
+
+// Of the instruction set in use; null where the processor has none.
+const BFloat16Kernels* bfloat16_kernels();
 
 }  // namespace rnnext

@@ -8,6 +8,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cpu/gemm_tile.h"
 #include "cpu/kernels.h"
 #include "cpu/matrix.h"
 #include "cpu/random.h"
@@ -25,8 +26,6 @@ inline constexpr Kernels<T> table{.cells = cells<T>,
                                   .cell_count = sizeof(cells<T>) / sizeof(Cell<T>),
                                   .gemm = &gemm<T>,
                                   .gemm_transposed = &gemm_transposed<T>,
-                                  .round_rows = &round_rows,
-                                  .round_pair = &round_pair,
                                   .transpose = &transpose<T>,
                                   .row_sums = &row_sums<T>,
                                   .column_sums = &column_sums<T>,

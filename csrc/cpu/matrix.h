@@ -1,4 +1,4 @@
-// Products of small matrices, transposes and sums, on one thread.
+// Transposes, sums, and products with few rows, on one thread.
 #pragma once
 
 #include "cpu/simd.h"
@@ -7,50 +7,6 @@
 #include "engine/cell.h"
 
 namespace rnnext::RNNEXT_ISA {
-
-// How many vectors of a row of C a product keeps in registers, for four rows at a time.
-constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
-
-// M rows by V vectors of C, the last of them `tail` values wide.
-template <int M, int V, class T>
-RNNEXT_INLINE void gemm_tile(int64_t k, int64_t tail, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
-  using Values = Vec<T>;
-  constexpr int64_t width = Values::width;
-  Values sum[M][V];
-  for (int i = 0; i < M; ++i) {
-    for (int j = 0; j < V; ++j) {
-      sum[i][j] = accumulate ? Values::load(c[i] + j * width, j + 1 < V ? width : tail) : Values(T(0));
-    }
-  }
-  for (int64_t l = 0; l < k; ++l) {
-    Values row[V];
-    for (int j = 0; j < V; ++j) row[j] = Values::load(b[l] + j * width, j + 1 < V ? width : tail);
-    for (int i = 0; i < M; ++i) {
-      const Values factor(a[i][l]);
-      for (int j = 0; j < V; ++j) sum[i][j] = fma(factor, row[j], sum[i][j]);
-    }
-  }
-  for (int i = 0; i < M; ++i) {
-    for (int j = 0; j < V; ++j) sum[i][j].store(c[i] + j * width, j + 1 < V ? width : tail);
-  }
-}
-
-template <int V, class T>
-void gemm_columns(int64_t m, int64_t k, int64_t tail, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
-  int64_t i = 0;
-  for (; i + 4 <= m; i += 4) gemm_tile<4, V>(k, tail, a.from(i), b, c.from(i), accumulate);
-  for (; i < m; ++i) gemm_tile<1, V>(k, tail, a.from(i), b, c.from(i), accumulate);
-}
-
-template <class T>
-void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
-  constexpr int64_t width = Vec<T>::width, wide = kVectors * width;
-  int64_t j = 0;
-  for (; j + wide <= n; j += wide) gemm_columns<kVectors>(m, k, width, a, b.from(0, j), c.from(0, j), accumulate);
-  for (; j < n; j += width) {
-    gemm_columns<1>(m, k, n - j < width ? n - j : width, a, b.from(0, j), c.from(0, j), accumulate);
-  }
-}
 
 // M by 4 dot products at a time, so that their loads overlap and serve several of them.
 template <int M, class T>
@@ -134,36 +90,6 @@ void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
       for (int64_t i = 0; i < side; ++i) block[i] = i < height ? V::load(src[r + i] + c, width) : V(T(0));
       transpose_square<side / 2>(block);
       for (int64_t j = 0; j < width; ++j) block[j].store(dst[c + j] + r, height);
-    }
-  }
-}
-
-// The nearest bfloat16, ties to even, as the bits of its upper half; NaN stays NaN.
-RNNEXT_INLINE uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-}
-
-// Rows in bfloat16, with a zero after an odd number of columns.
-inline void round_rows(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* from = src[i];
-    uint16_t* to = dst[i];
-    for (int64_t j = 0; j < columns; ++j) to[j] = to_bfloat16(from[j]);
-    if (columns % 2) to[columns] = 0;
-  }
-}
-
-// Two rows in bfloat16, their values in turn; a row may be null, for zeros.
-inline void round_pair(int64_t columns, const float* first, const float* second, uint16_t* dst) {
-  if (first && second) {
-    for (int64_t j = 0; j < columns; ++j) dst[2 * j] = to_bfloat16(first[j]), dst[2 * j + 1] = to_bfloat16(second[j]);
-  } else {
-    for (int64_t j = 0; j < columns; ++j) {
-      dst[2 * j] = first ? to_bfloat16(first[j]) : 0;
-      dst[2 * j + 1] = second ? to_bfloat16(second[j]) : 0;
     }
   }
 }

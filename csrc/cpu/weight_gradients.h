@@ -13,14 +13,6 @@
 
 namespace rnnext::cpu {
 
-// Rows of a block, rounded up: to a power of two, then to a multiple of 64. The products that sum over rows then have
-// few distinct depths. Zeros fill the rest.
-inline int64_t padded(int64_t rows) {
-  int64_t depth = 1;
-  while (depth < 64 && depth < rows) depth *= 2;
-  return (rows + depth - 1) / depth * depth;
-}
-
 // State k before step t, from sequence n on: of sequences that began before (`continued`) it lies among the outputs, of
 // the others it is the initial state.
 template <class T>
@@ -36,8 +28,8 @@ Rows<const T> states_before(const ScanBackward<T>& p, int k, int64_t t, int64_t 
   return p.record.from(row, p.shape.record.offset[recorded]);
 }
 
-// What a matrix was multiplied by, cut into panels: [panel][padded rows][columns of the panel]; in bfloat16 with two rows
-// side by side, as the right-hand sides in gemm.h.
+// What a matrix was multiplied by, cut into panels: [panel][rows][columns of the panel]; in bfloat16 with two rows side by
+// side, as the right-hand sides in gemm.h.
 template <class T>
 struct Operand {
   enum Kind { kInput, kState, kSaved };
@@ -54,7 +46,7 @@ struct Operand {
   void each_panel(int64_t begin, int64_t end, Work work) const {
     const int64_t block = width / blocks;
     for (int64_t c = begin, next; c < end; c = next) {
-      next = std::min({end, c + kPanelWidth, (c / block + 1) * block});
+      next = panel_end(c, std::min(end, (c / block + 1) * block));
       work(c, next - c);
     }
   }
@@ -107,7 +99,7 @@ class WeightGradients {
     for (Operand<T>& operand : operands_) {
       workspace.add(&operand.panels, (bfloat16_ ? depth / 2 : depth) * operand.width);
     }
-    workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * depth);
+    workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * stride_of(depth));
     workspace.add(&rounded_, bfloat16_ && !columns_.empty() ? threads_ * kRowChunk * depth / 2 : 0);
   }
 
@@ -122,20 +114,25 @@ class WeightGradients {
 
  private:
   int64_t most_depth() const { return depth_of(p_.steps.most_rows_in_a_block() / p_.samples); }
-  int64_t depth_of(int64_t rows) const { return std::max<int64_t>(padded(rows), bfloat16_ ? 2 : 1); }
+  int64_t depth_of(int64_t rows) const { return bfloat16_ ? even(rows) : rows; }
+  // An odd number of cache lines: rows at a power of two would share few places in a cache.
+  static int64_t stride_of(int64_t depth) {
+    constexpr int64_t line = 64 / sizeof(T);
+    return ((depth + line - 1) / line | 1) * line;
+  }
 
   void add_sample(const Team& team, int64_t block, SampleRows rows, Rows<const T> gradients, const T* zeros,
                   bool first) const {
     const int64_t depth = depth_of(rows.count);
     for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, zeros);
     team.sync();
-    T* transposed = transposed_ + team.rank * kRowChunk * most_depth();
-    BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth();
+    const Rows<T> transposed{transposed_ + team.rank * kRowChunk * stride_of(most_depth()), stride_of(depth)};
+    const Rows<BFloat16> rounded{reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth(), depth};
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
         end = std::min({mine.end, i + kRowChunk, (i / c.block + 1) * c.block});
-        add_chunk(c, {i, end}, gradients, rows, {transposed, depth}, {rounded, depth}, first);
+        add_chunk(c, {i, end}, gradients, rows, depth, transposed, rounded, first);
       }
     }
     add_params(team, gradients, rows, first);
@@ -214,7 +211,7 @@ class WeightGradients {
         if constexpr (std::is_same_v<T, float>) {
           if (bfloat16_) {
             BFloat16* panel = reinterpret_cast<BFloat16*>(operand_.panels) + c * depth_;
-            return kernels<T>().round_pair(width, at(first_), at(row), panel + (k - 1) * width);
+            return bfloat16_kernels()->round_pair(width, at(first_), at(row), panel + (k - 1) * width);
           }
         }
         T* target = operand_.panels + c * depth_ + k * width;
@@ -257,13 +254,13 @@ class WeightGradients {
   }
 
   // `chunk`: counted from the first of the columns.
-  void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, Rows<T> transposed,
-                 Rows<BFloat16> rounded, bool first_block) const {
-    const int64_t depth = transposed.stride, begin = c.columns.begin + chunk.begin;
+  void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, int64_t depth,
+                 Rows<T> transposed, Rows<BFloat16> rounded, bool first_block) const {
+    const int64_t begin = c.columns.begin + chunk.begin;
     kernels<T>().transpose(rows.count, chunk.size(), rows.of(gradients.from(0, begin)), transposed);
     for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows.count, transposed[j] + depth, T(0));
     if constexpr (std::is_same_v<T, float>) {
-      if (bfloat16_) kernels<T>().round_rows(chunk.size(), depth, transposed, rounded);
+      if (bfloat16_) bfloat16_kernels()->round_rows(chunk.size(), depth, transposed, rounded);
     }
     for (const Target<T>& target : c.targets) {
       const int64_t row = rows.sample * target.rows + begin - target.shift;

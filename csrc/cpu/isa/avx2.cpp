@@ -10,11 +10,7 @@ static bool supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-static bool has_bfloat16() {
-  return false;
-}
-
-const InstructionSet avx2_set{"avx2", &supported, true, &has_bfloat16, &avx2::table<float>, &avx2::table<double>};
+const InstructionSet avx2_set{"avx2", &supported, nullptr, &avx2::table<float>, &avx2::table<double>};
 
 }  // namespace rnnext
 

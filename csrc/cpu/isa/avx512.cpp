@@ -11,12 +11,8 @@ static bool supported() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-static bool has_bfloat16() {
-  return __builtin_cpu_supports("avx512bf16");
-}
-
-const InstructionSet avx512_set{
-    "avx512", &supported, true, &has_bfloat16, &avx512::table<float>, &avx512::table<double>};
+const InstructionSet avx512_set{"avx512", &supported, &avx512_bf16_kernels, &avx512::table<float>,
+                                &avx512::table<double>};
 
 }  // namespace rnnext
 

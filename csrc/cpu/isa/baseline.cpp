@@ -9,12 +9,7 @@ static bool supported() {
   return true;
 }
 
-static bool has_bfloat16() {
-  return false;
-}
-
-const InstructionSet baseline_set{
-    "baseline", &supported, false, &has_bfloat16, &baseline::table<float>, &baseline::table<double>};
+const InstructionSet baseline_set{"baseline", &supported, nullptr, &baseline::table<float>, &baseline::table<double>};
 
 }  // namespace rnnext
 

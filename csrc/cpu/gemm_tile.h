@@ -1,0 +1,114 @@
+// Products of matrices on one thread: tiles of C stay in registers while the depth passes.
+#pragma once
+
+#include "cpu/simd.h"
+#include "engine/cell.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// How a tile multiplies: the sum, and one value of A, in all lanes, times a vector of B.
+template <class T>
+struct PlainProduct {
+  RNNEXT_INLINE static Vec<T> add(Vec<T> sum, Vec<T> a, Vec<T> b) { return fma(a, b, sum); }
+};
+
+// Rows of a tile that is so many vectors wide: as many sums as the registers hold beside the operands.
+constexpr int tallest(int vectors) {
+  if (RNNEXT_VECTOR_BYTES == 64) return vectors > 2 ? 6 : 14;
+  return vectors > 2 ? 2 : 6;
+}
+
+// The width of tiles for many rows.
+constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
+// Whether a load with a mask costs what one without does.
+constexpr bool kMasks = RNNEXT_VECTOR_BYTES == 64;
+
+// R rows by V vectors of C, the last of which has `some` values.
+template <class Product, int R, int V, bool Whole, class T>
+RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  using Values = Vec<T>;
+  constexpr int64_t width = Values::width;
+  typename Values::Native sum[R][V], row[V];
+  const auto load = [&](const T* p, int j) __attribute__((always_inline)) {
+    return Whole || j + 1 < V ? Values::load(p + j * width).v : load_some(p + j * width, some);
+  };
+  if (accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < V; ++j) sum[i][j] = load(c[i], j);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < V; ++j) sum[i][j] = Values(T(0)).v;
+    }
+  }
+  for (int64_t l = 0; l < k; ++l) {
+#pragma GCC unroll 16
+    for (int j = 0; j < V; ++j) row[j] = load(b[l], j);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const Values factor(a[i][l]);
+#pragma GCC unroll 16
+      for (int j = 0; j < V; ++j) sum[i][j] = Product::add(sum[i][j], factor, row[j]).v;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < V; ++j) {
+      if (Whole || j + 1 < V) {
+        Values(sum[i][j]).store(c[i] + j * width);
+      } else {
+        store_some(sum[i][j], c[i] + j * width, some);
+      }
+    }
+  }
+}
+
+// A tile of `rows` rows, R at most.
+template <class Product, int R, int V, bool Whole, class T>
+void gemm_tile_of(int64_t rows, int64_t k, int64_t some, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  if (rows == R) return gemm_tile<Product, R, V, Whole>(k, some, a, b, c, accumulate);
+  if constexpr (R > 1) gemm_tile_of<Product, R - 1, V, Whole>(rows, k, some, a, b, c, accumulate);
+}
+
+template <class Product, int V, class T>
+void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  const int64_t tiles = (m + tallest(V) - 1) / tallest(V);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = m * t / tiles, rows = m * (t + 1) / tiles - begin;
+    if (!kMasks && some == Vec<T>::width) {
+      gemm_tile_of<Product, tallest(V), V, true>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
+    } else {
+      gemm_tile_of<Product, tallest(V), V, false>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
+    }
+  }
+}
+
+// C [m, n] (+)= A [m, k] B [k, n]. Each sum has the order of the depth, whatever the tiles.
+template <class Product, class T>
+void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  constexpr int64_t width = Vec<T>::width;
+  // B comes from a cache or from memory, so that few passes over it count most; then wide tiles.
+  const int64_t vectors = m <= tallest(4) || (kVectors == 4 && m > tallest(2)) ? 4 : 2;
+  for (int64_t j = 0; j < n; j += vectors * width) {
+    const int64_t left = (n - j + width - 1) / width, wide = left < vectors ? left : vectors;
+    const int64_t some = n - j < wide * width ? n - j - (wide - 1) * width : width;
+    const Rows<const T> columns = b.from(0, j);
+    const Rows<T> into = c.from(0, j);
+    if (wide == 4) gemm_columns<Product, 4>(m, k, some, a, columns, into, accumulate);
+    if (wide == 3) gemm_columns<Product, 3>(m, k, some, a, columns, into, accumulate);
+    if (wide == 2) gemm_columns<Product, 2>(m, k, some, a, columns, into, accumulate);
+    if (wide == 1) gemm_columns<Product, 1>(m, k, some, a, columns, into, accumulate);
+  }
+}
+
+template <class T>
+void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  gemm_with<PlainProduct<T>>(m, n, k, a, b, c, accumulate);
+}
+
+}  // namespace rnnext::RNNEXT_ISA
