@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/kernels.h"
+#include "cpu/pool.h"
 #include "cpu/registry.h"
 #include "cpu/scan.h"
 #include "engine/stack.h"
@@ -40,6 +41,8 @@ struct Backend {
   static void scan_backward(const ScanBackward<T>& params) {
     if (params.steps.total() > 0) cpu::scan_backward(params);
   }
+
+  static Tensor empty(at::IntArrayRef sizes, const Tensor& like) { return cpu::empty(sizes, like); }
 
   static void dropout(const Tensor& src, const Tensor& dst, int64_t seed, int64_t layer, double p) {
     constexpr int64_t grain = 4096;  // elements; a multiple of 4, as the generator makes four at a time

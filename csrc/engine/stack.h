@@ -1,7 +1,7 @@
 // The whole stack: layers, directions, and dropout between layers, around the scans of a backend.
 //
 // A backend is a class with static functions: cell<T>(name), scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
-// and dropout(src, dst, seed, layer, p).
+// dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -13,9 +13,9 @@
 
 namespace rnnext {
 
-// Rows of a time block, where sequences are many enough. The products over a block's rows then run at full speed, and
-// its buffers stay in cache.
-constexpr int64_t kBlockRows = 512;
+// At most so many rows are in a time block, where sequences are few enough. The products over a block's rows then run at
+// full speed, and its buffers stay in cache.
+constexpr int64_t kBlockRows = 768;
 // The same of each sample, where each has its own gradients of the weights.
 constexpr int64_t kSampleRows = 64;
 
@@ -48,8 +48,8 @@ class Stack {
     for (int64_t l = 0; l < s_.L; ++l) {
       const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
       if (!training) outputs.clear();
-      outputs.push_back(x_.new_empty({cell_.streams, s_.rows, s_.D * h_}));
-      if (training) records.push_back(x_.new_empty({s_.D, s_.rows, shape(input.size(2)).record.columns}));
+      outputs.push_back(Backend::empty({cell_.streams, s_.rows, s_.D * h_}, x_));
+      if (training) records.push_back(Backend::empty({s_.D, s_.rows, shape(input.size(2)).record.columns}, x_));
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
           scan_forward<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(), finals);
@@ -84,7 +84,7 @@ class Stack {
       if (!wanted[first_weight + i]) continue;
       std::vector<int64_t> form = weights_[i].sizes().vec();
       if (samples) form.insert(form.begin(), samples);
-      dweights[i] = s_.rows ? weights_[i].new_empty(form) : weights_[i].new_zeros(form);
+      dweights[i] = s_.rows ? Backend::empty(form, weights_[i]) : weights_[i].new_zeros(form);
     }
     // The lowest layer that something is wanted of; the ones below it are left out.
     const bool all_layers =
@@ -98,7 +98,7 @@ class Stack {
       const Tensor output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l];
       const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1], l - 1);
       const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
-      dx = wants_dx ? at::empty_like(input) : Tensor();
+      dx = wants_dx ? Backend::empty(input.sizes(), input) : Tensor();
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
           scan_backward<scalar_t>(l, d, input, output, saved[l], dy, dx, dstates, dweights, samples);
@@ -157,7 +157,8 @@ class Stack {
 
   Steps steps(int64_t direction, int64_t samples = 0) const {
     const int64_t rows = std::max(kBlockRows, kSampleRows * samples);
-    const int64_t block = std::clamp<int64_t>(rows / std::max<int64_t>(s_.N, 1), 1, s_.T);
+    const int64_t most = std::clamp<int64_t>(rows / std::max<int64_t>(s_.N, 1), 1, s_.T);  // steps
+    const int64_t blocks = (s_.T + most - 1) / most, block = (s_.T + blocks - 1) / blocks;
     return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1, block};
   }
 
@@ -194,7 +195,7 @@ class Stack {
   // the same for values and their tangents.
   Tensor dropped(const Tensor& values, int64_t l) const {
     if (dropout_ == 0) return values;
-    Tensor result = at::empty_like(values);
+    Tensor result = Backend::empty(values.sizes(), values);
     for (int stream = 0; stream < cell_.streams; ++stream) {
       Backend::dropout(values[stream].narrow(0, 0, s_.used), result[stream].narrow(0, 0, s_.used), noise_.seed, l,
                        dropout_);
