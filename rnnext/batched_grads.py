@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rnnext.derivatives import Backward, Call, Rnn, RnnBackward
 
+_DEFAULTS = (False, 0)  # of bfloat16 and checkpoint_every: torch leaves those at the end out
+
 
 class _Info(NamedTuple):
     """What torch.vmap tells a rule."""
@@ -34,7 +36,7 @@ def _apply(rule: Callable[..., tuple[Any, Any]], tensors: Sequence[Any]) -> list
 
 def _rnn_train_of_batched(*arguments: Any) -> list[Tensor]:
     cell, x, h0, weights, batch_sizes, seed, *options = arguments
-    call = Call(cell, len(h0), (*options[:4], *(options[4:] or [False])))  # without its default
+    call = Call(cell, len(h0), (*options, *_DEFAULTS[len(options) - 4 :]))
 
     def rule(info: Any, dims: tuple[Any, ...], *tensors: Any) -> tuple[Any, Any]:
         return Rnn.vmap(info, dims, call, *tensors)
@@ -45,8 +47,8 @@ def _rnn_train_of_batched(*arguments: Any) -> list[Tensor]:
 def _rnn_backward_of_batched(*arguments: Any) -> list[Tensor]:
     grads, y, saved, cell, x, h0, weights, batch_sizes, seed, *options = arguments
     *of_call, mask = options[:5]
-    _, bfloat16 = options[5:] or (0, False)
-    this = Backward(Call(cell, len(h0), (*of_call, bfloat16)), 1 + len(saved), tuple(mask))
+    more = (*options[6:], *_DEFAULTS[max(len(options) - 6, 0) :])  # after samples
+    this = Backward(Call(cell, len(h0), (*of_call, *more)), 1 + len(saved), tuple(mask))
 
     def rule(info: Any, dims: tuple[Any, ...], *tensors: Any) -> tuple[Any, Any]:
         return RnnBackward.vmap(info, dims, this, *tensors)

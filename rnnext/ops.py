@@ -32,6 +32,7 @@ def rnn(
     bidirectional: bool = False,
     dropout: float = 0.0,
     sizes: Sequence[int] = (),
+    checkpoint_every: int = 0,
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over whole sequences.
 
@@ -63,6 +64,9 @@ def rnn(
         bidirectional: D is 2 instead of 1.
         dropout: probability that an output of a layer, but not of the last one, is zeroed.
         sizes: of the cell besides H; ``"LSTM_PROJ"`` has one, the width of h.
+        checkpoint_every: of how many steps training keeps the states before the first one alone;
+            backward computes the rest again, from one of them to the next. 0: it keeps what every
+            step computes. The results have the same bits. The reference keeps everything.
 
     Returns:
         ``[y, h_n]``, for LSTM ``[y, h_n, c_n]``: y is ``[T, N, D * H]`` or packed
@@ -90,6 +94,7 @@ def rnn(
         dropout,
         sizes,
         dtype == torch.bfloat16,
+        checkpoint_every,
     )
     if isinstance(cell, str) and x.device.type in ("cpu", "meta") and x.dtype in _KERNELS:
         run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
@@ -193,6 +198,7 @@ def _rnn_fake(  # type: ignore[no-untyped-def]
     dropout,
     sizes,
     bfloat16=False,
+    checkpoint_every=0,
 ):
     _check_devices(x, (*h0, *weights), (batch_sizes, seed))
     directions = 2 if bidirectional else 1
@@ -216,6 +222,7 @@ def _rnn_train_fake(  # type: ignore[no-untyped-def]
     dropout,
     sizes,
     bfloat16=False,
+    checkpoint_every=0,
 ):
     outputs = _rnn_fake(
         cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes
@@ -224,7 +231,11 @@ def _rnn_train_fake(  # type: ignore[no-untyped-def]
     record, streams, widths = _shape_of(cell, weights, sizes)
     steps = x.shape[streams - 1 : -1]
     rows = steps[0] * steps[1] if batch_sizes is None else steps[0]
-    records = [x.new_empty((directions, rows, record)) for _ in range(num_layers)]
+    kept: tuple[Any, ...] = (rows, record)
+    if checkpoint_every:
+        count = steps[0] if batch_sizes is None else batch_sizes.shape[0]
+        kept = (-(-count // checkpoint_every), outputs[1].shape[1], sum(widths))
+    records = [x.new_empty((directions, *kept)) for _ in range(num_layers)]
     between = [x.new_empty((streams, rows, directions * widths[0])) for _ in range(num_layers - 1)]
     return [*outputs, *records, *between]
 
@@ -247,6 +258,7 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     output_mask,
     samples=0,
     bfloat16=False,
+    checkpoint_every=0,
 ):
     _check_devices(x, (*grads, y, *saved, *h0, *weights), (batch_sizes, seed))
     lead = (samples,) if samples else ()

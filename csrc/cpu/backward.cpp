@@ -206,7 +206,8 @@ class Backward {
   }
 
   void weight_gradients(int64_t block, bool first) {
-    s_.weight_gradients.add_block(team_, block, {s_.gradients, s_.shape.gradients.columns}, s_.zeros, first);
+    s_.weight_gradients.add_block(team_, block, {s_.gradients, s_.shape.gradients.columns}, s_.zeros,
+                                  first && !p_.accumulate_dw);
     team_.sync();  // the gradients and the panels may be written again
   }
 

@@ -144,6 +144,21 @@ class Forward {
     team_.sync();
   }
 
+  void keep_checkpoint(int64_t segment) {
+    const Partition& partition = s_.partition;
+    const Range all{0, p_.steps.N};
+    team_.each(partition.parts, [&](int64_t part) {
+      const Range mine = partition.by_units ? share_of(all, part, partition.parts) : partition.sequences[part];
+      for (int64_t n = mine.begin; n < mine.end; ++n) {
+        T* target = p_.checkpoints[segment * p_.steps.N + n];
+        for (int k = 0; k < s_.cell.all_states(); ++k) {
+          const int64_t width = s_.shape.state_width(k);
+          target = std::copy_n(p_.state[k] + n * width, width, target);
+        }
+      }
+    });
+  }
+
   void step(int64_t t) {
     const Partition& partition = s_.partition;
     const Range alive{0, p_.steps.rows(t)};

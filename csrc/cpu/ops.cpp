@@ -60,33 +60,38 @@ struct Backend {
 std::vector<Tensor> run(bool training, std::string_view cell, const Tensor& x, at::TensorList h0,
                         at::TensorList weights, const optional<Tensor>& batch_sizes, const optional<Tensor>& seed,
                         int64_t num_layers, bool bidirectional, double dropout, at::OptionalIntArrayRef sizes,
-                        bool bfloat16) {
+                        bool bfloat16, int64_t checkpoint_every) {
   const at::AutoDispatchBelowADInplaceOrView below;  // what is computed here has no history
   const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
-                             sizes.value_or(at::IntArrayRef()), bfloat16);
+                             sizes.value_or(at::IntArrayRef()), bfloat16, checkpoint_every);
   return stack.forward(training);
 }
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes, bool bfloat16) {
-  return run(false, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes, bfloat16);
+                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes, bool bfloat16,
+                        int64_t checkpoint_every) {
+  return run(false, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes, bfloat16,
+             checkpoint_every);
 }
 
 std::vector<Tensor> rnn_train(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                               const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                              bool bidirectional, double dropout, at::OptionalIntArrayRef sizes, bool bfloat16) {
-  return run(true, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes, bfloat16);
+                              bool bidirectional, double dropout, at::OptionalIntArrayRef sizes, bool bfloat16,
+                              int64_t checkpoint_every) {
+  return run(true, cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes, bfloat16,
+             checkpoint_every);
 }
 
 std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const Tensor& y, at::TensorList saved,
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
                                  bool bidirectional, double dropout, at::IntArrayRef sizes,
-                                 const c10::List<bool>& output_mask, int64_t samples, bool bfloat16) {
+                                 const c10::List<bool>& output_mask, int64_t samples, bool bfloat16,
+                                 int64_t checkpoint_every) {
   const at::AutoDispatchBelowADInplaceOrView below;
   const Stack<Backend> stack(cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout,
-                             sizes, bfloat16);
+                             sizes, bfloat16, checkpoint_every);
   std::vector<Tensor> given;
   for (const optional<Tensor>& grad : grads) given.push_back(grad.value_or(Tensor()));
   return stack.backward(given, y, saved, output_mask.vec(), samples);

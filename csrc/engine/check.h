@@ -15,9 +15,9 @@ using at::Tensor;
 using std::optional;
 
 // The sizes of a call. Rows: of x. Of packed x the first `used` ones, the sum of batch_sizes, belong to sequences; padding
-// may follow, so that shapes do not depend on lengths. T counts the steps that have rows.
+// may follow, so that shapes do not depend on lengths. T counts the steps that have rows, all_steps the others too.
 struct Sizes {
-  int64_t T, N, C, H, L, D, rows, used;
+  int64_t T, all_steps, N, C, H, L, D, rows, used;
   int64_t heads = 1;
   int64_t of_cell[kMaxSizes];  // H, then the cell's other sizes
   int64_t weights = 0;         // of one direction of a layer
@@ -56,12 +56,13 @@ inline Sizes check_input(const CellShape& cell, const Tensor& given, const optio
   s.packed = batch_sizes.has_value();
   if (!s.packed) {
     TORCH_CHECK(x.dim() == 3, "rnnext: x has ", x.dim(), " dimensions, expected 3: [T, N, C]");
-    s.T = x.size(0), s.N = x.size(1), s.C = x.size(2), s.rows = s.used = s.T * s.N;
+    s.T = s.all_steps = x.size(0), s.N = x.size(1), s.C = x.size(2), s.rows = s.used = s.T * s.N;
   } else {
     TORCH_CHECK(x.dim() == 2, "rnnext: packed x has ", x.dim(), " dimensions, expected 2: [sum of batch_sizes, C]");
     s.rows = x.size(0), s.C = x.size(1);
     check_batch_sizes(*batch_sizes, s.rows, s);
-    const int64_t padded = batch_sizes->size(0) * s.N;
+    s.all_steps = batch_sizes->size(0);
+    const int64_t padded = s.all_steps * s.N;
     TORCH_CHECK(s.rows == s.used || s.rows == padded, "rnnext: packed x has ", s.rows,
                 " rows, but batch_sizes add up to ", s.used, " (", padded, " with the padding)");
   }
@@ -120,6 +121,13 @@ inline void find_sizes(const CellShape& cell, Sizes& s, at::TensorList weights, 
   const bool fits = w_hh.size(1) > 0 && h == s.H && h % w_hh.size(1) == 0;
   if (!fits) check_shape("W_hh", w_hh, {cell.recurrent_gates() * s.H, h});
   s.heads = h / w_hh.size(1);
+}
+
+// At most all steps.
+inline int64_t check_checkpoint_every(int64_t checkpoint_every, int64_t all_steps) {
+  TORCH_CHECK(checkpoint_every >= 0, "rnnext: checkpoint_every is ", checkpoint_every,
+              ", expected a number of steps, or 0 to keep what every step computes");
+  return std::min(checkpoint_every, all_steps);
 }
 
 inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,

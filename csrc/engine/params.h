@@ -23,6 +23,8 @@ struct Steps {
   const int64_t* offsets = nullptr;  // [T + 1] first row of each step; null: N rows at each step
   bool reverse = false;              // scanned from the last step to the first
   int64_t block = 1;                 // steps in a time block
+  int64_t checkpoint_every = 0;      // steps; 0: no checkpoints
+  Range scanned = {0, T};            // the others are left out
 
   int64_t first(int64_t t) const { return offsets ? offsets[t] : t * N; }
   int64_t rows(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : N; }
@@ -31,15 +33,41 @@ struct Steps {
   // The step scanned before t, and how many of t's sequences were alive then; the others start at t.
   int64_t previous(int64_t t) const { return reverse ? t + 1 : t - 1; }
   int64_t continued(int64_t t) const {
-    if (reverse) return t + 1 < T ? rows(t + 1) : 0;
-    return t > 0 ? rows(t) : 0;
+    if (reverse) return t + 1 < scanned.end ? rows(t + 1) : 0;
+    return t > scanned.begin ? rows(t) : 0;
   }
 
-  // Time blocks lie on fixed boundaries, multiples of `block`, whatever the direction.
-  int64_t blocks() const { return (T + block - 1) / block; }
+  // Time blocks lie on fixed boundaries, multiples of `block`, whatever the direction and whatever is scanned.
+  int64_t blocks() const { return blocks_before(T); }
+  int64_t blocks_before(int64_t t) const { return (t + block - 1) / block; }
   Range steps_of(int64_t b) const { return {b * block, std::min(T, (b + 1) * block)}; }
   Range rows_of(int64_t b) const { return {first(b * block), first(std::min(T, (b + 1) * block))}; }
   int64_t most_rows_in_a_block() const { return rows_of(0).size(); }
+  // Blocks that are scanned, in part or whole, the steps of one that are, and blocks all of whose steps are.
+  Range touched_blocks() const { return {scanned.begin / block, blocks_before(scanned.end)}; }
+  Range scanned_steps_of(int64_t b) const {
+    return {std::max(b * block, scanned.begin), std::min((b + 1) * block, scanned.end)};
+  }
+  Range whole_blocks() const {
+    return {blocks_before(scanned.begin), scanned.end == T ? blocks() : scanned.end / block};
+  }
+
+  // Segments lie between checkpoints, at multiples of `checkpoint_every`.
+  int64_t segments() const { return (T + checkpoint_every - 1) / checkpoint_every; }
+  int64_t segment_of(int64_t t) const { return t / checkpoint_every; }
+  bool begins_segment(int64_t t) const {
+    if (!checkpoint_every) return false;
+    return reverse ? t + 1 == T || (t + 1) % checkpoint_every == 0 : t % checkpoint_every == 0;
+  }
+  // What is scanned again from a checkpoint. Backward takes whole blocks, so of each segment those that begin in it, in
+  // the order of the scan: from the checkpoint to the end of the last of them.
+  Steps again(int64_t segment) const {
+    Steps steps = *this;
+    const int64_t begin = segment * checkpoint_every, end = std::min(T, begin + checkpoint_every);
+    steps.scanned = reverse ? Range{begin / block * block, end} : Range{begin, std::min(T, blocks_before(end) * block)};
+    steps.checkpoint_every = 0;
+    return steps;
+  }
 };
 
 // The weights of one direction of a layer; of a cell of two streams there are as many tangents again.
@@ -88,6 +116,11 @@ struct Shape {
   int64_t width(int8_t number) const { return number == kOne ? 1 : sizes[number]; }
   int64_t H() const { return sizes[0]; }
   int64_t state_width(int k) const { return width(cell->state_width(k)); }
+  int64_t state_columns() const {
+    int64_t columns = 0;
+    for (int k = 0; k < cell->all_states(); ++k) columns += state_width(k);
+    return columns;
+  }
   int64_t head_width() const { return state_width(0) / heads; }  // columns of W_hh
   int64_t gate_columns() const { return cell->gates() * H(); }
   int64_t recurrent_columns() const { return cell->recurrent_gates() * H(); }
@@ -116,7 +149,8 @@ struct ScanForward {
   const T* h0[kMaxStates];  // [N, width] each, or null: zeros
   T* state[kMaxStates];     // [N, width] each: the carry, at the end the final states
   Rows<T> y[kStreams];      // [rows, width of h]
-  Rows<T> record;           // [rows, record.columns], or null in inference
+  Rows<T> record;           // [rows, record.columns], or null
+  Rows<T> checkpoints;      // [segments * N, all states]: the carry at each checkpoint; or null where there are none
 };
 
 template <class T>
@@ -132,9 +166,10 @@ struct ScanBackward {
   Rows<const T> y[kStreams];
   Rows<const T> record;
   Rows<const T> dy[kStreams];  // [rows, width of h], or null: zeros
-  T* dstate[kMaxStates];    // [N, width] each: the carry; in: gradients of the final states, out: of the initial ones
-  Rows<T> dx[kStreams];     // [rows, C], or null: not wanted
-  bool accumulate_dx;       // add to dx instead of writing it
+  T* dstate[kMaxStates];  // [N, width] each: the carry; in: gradients of the final states, out: of the initial ones
+  Rows<T> dx[kStreams];   // [rows, C], or null: not wanted
+  bool accumulate_dx;     // add to dx instead of writing it
+  bool accumulate_dw;
   Weights<T> dw[kStreams];  // those that are wanted; of several samples [samples, ...] each
   int64_t samples;          // row r of x is of sample r % samples
 };

@@ -9,11 +9,16 @@ namespace rnnext {
 template <class Backend>
 void scan_forward(Backend& backend, const Steps& steps) {
   backend.begin();
-  for (int64_t i = 0; i < steps.blocks(); ++i) {
-    const int64_t b = steps.reverse ? steps.blocks() - 1 - i : i;
+  const Range blocks = steps.touched_blocks();
+  for (int64_t i = 0; i < blocks.size(); ++i) {
+    const int64_t b = steps.reverse ? blocks.end - 1 - i : blocks.begin + i;
     backend.project_input(b);
-    const Range r = steps.steps_of(b);
-    for (int64_t j = 0; j < r.size(); ++j) backend.step(steps.reverse ? r.end - 1 - j : r.begin + j);
+    const Range r = steps.scanned_steps_of(b);
+    for (int64_t j = 0; j < r.size(); ++j) {
+      const int64_t t = steps.reverse ? r.end - 1 - j : r.begin + j;
+      if (steps.begins_segment(t)) backend.keep_checkpoint(steps.segment_of(t));
+      backend.step(t);
+    }
   }
 }
 
@@ -21,8 +26,9 @@ void scan_forward(Backend& backend, const Steps& steps) {
 template <class Backend>
 void scan_backward(Backend& backend, const Steps& steps) {
   backend.begin();
-  for (int64_t i = 0; i < steps.blocks(); ++i) {
-    const int64_t b = steps.reverse ? i : steps.blocks() - 1 - i;
+  const Range blocks = steps.whole_blocks();
+  for (int64_t i = 0; i < blocks.size(); ++i) {
+    const int64_t b = steps.reverse ? blocks.begin + i : blocks.end - 1 - i;
     const Range r = steps.steps_of(b);
     backend.begin_block(b);
     for (int64_t j = 0; j < r.size(); ++j) backend.step(steps.reverse ? r.begin + j : r.end - 1 - j);

@@ -24,13 +24,14 @@ class Stack {
  public:
   Stack(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers, bool bidirectional,
-        double dropout, at::IntArrayRef sizes, bool bfloat16)
+        double dropout, at::IntArrayRef sizes, bool bfloat16, int64_t checkpoint_every = 0)
       : cell_(cell),
         s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes)),
         h_(s_.width(cell.states.width[0])),
         x_(x.contiguous().view({cell.streams, s_.rows, s_.C})),
         dropout_(seed ? dropout : 0),
         bfloat16_(bfloat16),
+        checkpoint_every_(check_checkpoint_every(checkpoint_every, s_.all_steps)),
         noise_{seed.has_value(), seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0} {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
@@ -41,7 +42,8 @@ class Stack {
     }
   }
 
-  // [y, h_n, ...], and in training what backward() needs: a record for each layer, then y of each layer but the last.
+  // [y, h_n, ...], and in training what backward() needs: a record, or checkpoints, for each layer, then y of each layer
+  // but the last.
   std::vector<Tensor> forward(bool training) const {
     std::vector<Tensor> finals, records, outputs;
     for (int k = 0; k < cell_.all_states(); ++k) finals.push_back(x_.new_empty(state_shape(k)));
@@ -49,7 +51,7 @@ class Stack {
       const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
       if (!training) outputs.clear();
       outputs.push_back(Backend::empty({cell_.streams, s_.rows, s_.D * h_}, x_));
-      if (training) records.push_back(Backend::empty({s_.D, s_.rows, shape(input.size(2)).record.columns}, x_));
+      if (training) records.push_back(Backend::empty(record_shape(), x_));
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
           scan_forward<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(), finals);
@@ -142,7 +144,7 @@ class Stack {
       if (grads[1 + k].defined()) check("the gradient of a final state", grads[1 + k], state_shape(k));
     }
     for (int64_t l = 0; l < s_.L; ++l) {
-      check("what a layer saved", saved[l], {s_.D, s_.rows, shape(s_.C).record.columns});
+      check("what a layer saved", saved[l], record_shape());
       if (l > 0) check("the saved output of a layer", saved[s_.L + l - 1], {cell_.streams, s_.rows, s_.D * h_});
     }
   }
@@ -166,6 +168,13 @@ class Stack {
     Shape result(cell_, inputs, s_.of_cell);
     result.heads = s_.heads;
     return result;
+  }
+
+  // Of what a layer keeps. Checkpoints: the states, side by side, before the first step of each segment.
+  std::vector<int64_t> record_shape() const {
+    const Shape sizes = shape(s_.C);
+    if (!checkpoint_every_) return {s_.D, s_.rows, sizes.record.columns};
+    return {s_.D, 1 + (s_.all_steps - 1) / checkpoint_every_, s_.N, sizes.state_columns()};
   }
 
   std::vector<int64_t> state_shape(int k) const { return {s_.L * s_.D, s_.N, s_.width(cell_.state_width(k))}; }
@@ -252,19 +261,30 @@ class Stack {
   }
 
   template <class T>
-  void scan_forward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
-                    const std::vector<Tensor>& finals) const {
+  ScanForward<T> forward_of(int64_t l, int64_t d, const Tensor& x) const {
     ScanForward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d), bfloat16_};
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
-      p.y[stream] = rows_of<T>(y, stream, d * h_);
     }
+    return p;
+  }
+
+  template <class T>
+  void scan_forward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
+                    const std::vector<Tensor>& finals) const {
+    ScanForward<T> p = forward_of<T>(l, d, x);
+    for (int stream = 0; stream < cell_.streams; ++stream) p.y[stream] = rows_of<T>(y, stream, d * h_);
     for (int k = 0; k < cell_.all_states(); ++k) {
       p.h0[k] = state_of<T>(h0_, k, l, d);
       p.state[k] = state_of<T>(finals, k, l, d);
     }
-    if (record.defined()) p.record = rows_of<T>(record, d);
+    if (record.defined() && checkpoint_every_) {
+      p.steps.checkpoint_every = checkpoint_every_;
+      p.checkpoints = {record[d].data_ptr<T>(), record.size(3)};
+    } else if (record.defined()) {
+      p.record = rows_of<T>(record, d);
+    }
     Backend::scan_forward(p);
   }
 
@@ -286,10 +306,53 @@ class Stack {
       p.h0[k] = state_of<T>(h0_, k, l, d);
       p.dstate[k] = state_of<T>(dstates, k, l, d);
     }
-    p.record = rows_of<T>(record, d);
     p.accumulate_dx = d > 0;
     p.samples = std::max<int64_t>(samples, 1);
+    if (checkpoint_every_) return scan_segments(p, forward_of<T>(l, d, x), record[d]);
+    p.record = rows_of<T>(record, d);
     Backend::scan_backward(p);
+  }
+
+  // Backward through one segment after the other, from the last one scanned to the first. What the forward scan of a
+  // segment would have kept is made by running it again. `checkpoints`: [segments, N, all states].
+  template <class T>
+  void scan_segments(ScanBackward<T> p, ScanForward<T> again, const Tensor& checkpoints) const {
+    p.steps.checkpoint_every = checkpoint_every_;
+    const int64_t segments = p.steps.segments();
+    int64_t rows = 0;
+    for (int64_t i = 0; i < segments; ++i) rows = std::max(rows, scanned_rows(p.steps.again(i)).size());
+    const Tensor record = x_.new_empty({1, rows, p.shape.record.columns}), y = x_.new_empty({cell_.streams, rows, h_});
+    std::vector<Tensor> initial, carry;
+    for (int k = 0; k < cell_.all_states(); ++k) {
+      for (auto* states : {&initial, &carry}) states->push_back(x_.new_empty({s_.N, p.shape.state_width(k)}));
+      p.h0[k] = again.h0[k] = initial[k].data_ptr<T>();
+      again.state[k] = carry[k].data_ptr<T>();
+    }
+    for (int64_t i = 0; i < segments; ++i) {
+      const int64_t segment = p.steps.reverse ? i : segments - 1 - i;
+      const Steps steps = p.steps.again(segment);
+      if (!steps.whole_blocks().size()) continue;
+      int64_t column = 0;
+      for (const Tensor& state : initial) {
+        state.copy_(checkpoints[segment].narrow(1, column, state.size(1)));
+        column += state.size(1);
+      }
+      // Rows are counted from the first of the whole sequence.
+      const int64_t first = scanned_rows(steps).begin;
+      again.steps.scanned = steps.scanned;
+      again.record = rows_of<T>(record, 0).from(-first);
+      for (int stream = 0; stream < cell_.streams; ++stream) again.y[stream] = rows_of<T>(y, stream).from(-first);
+      Backend::scan_forward(again);
+      ScanBackward<T> part = p;
+      part.steps = steps;
+      part.record = again.record;
+      Backend::scan_backward(part);
+      p.accumulate_dw = true;
+    }
+  }
+
+  static Range scanned_rows(const Steps& steps) {
+    return {steps.first(steps.scanned.begin), steps.first(steps.scanned.end)};
   }
 
   const CellShape& cell_;
@@ -298,6 +361,7 @@ class Stack {
   const Tensor x_;   // [streams, rows, C]
   const double dropout_;
   const bool bfloat16_;
+  const int64_t checkpoint_every_;
   const NoiseSource noise_;
   std::vector<Tensor> h0_, weights_;
   std::vector<int64_t> offsets_;
