@@ -13,7 +13,7 @@ from rnnext.noise import Constant, Size, is_number, listed
 # Names that would be taken for another thing: arguments of every layer, and methods of it.
 _RESERVED = (
     *("self", "step", "forward", "training", "input_size", "hidden_size", "num_layers", "bias"),
-    *("batch_first", "dropout", "bidirectional", "heads", "device", "dtype"),
+    *("batch_first", "dropout", "bidirectional", "heads", "checkpoint_every", "device", "dtype"),
 )
 
 

@@ -30,6 +30,7 @@ class Stack:
     batch_first: bool
     dropout: float
     bidirectional: bool
+    checkpoint_every: int | None = None  # of layers, too, that were torch.nn's, or are older
     training: bool
 
     def _kind(self) -> str:
@@ -151,6 +152,7 @@ class Stack:
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout=self.dropout,
+            checkpoint_every=self.checkpoint_every or 0,
         )
         if inverse is not None:
             states = [s.index_select(1, inverse) for s in states]
@@ -160,10 +162,20 @@ class Stack:
 class Layer(Stack, nn.RNNBase):
     """A stack of recurrent layers over a sequence; `mode`, set by RNNBase, names the cell."""
 
-    def __init__(self, mode: str, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, mode: str, *args: Any, checkpoint_every: int | None = None, **kwargs: Any
+    ) -> None:
         if mode != "LSTM" and "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(mode, *args, **kwargs)
+        check_checkpoint_every(checkpoint_every)
+        self.checkpoint_every = checkpoint_every
+
+    def extra_repr(self) -> str:
+        """The arguments as nn's layers show them, and checkpoint_every if there is one."""
+        shown = super().extra_repr()
+        every = self.checkpoint_every
+        return f"{shown}, checkpoint_every={every}" if every else shown
 
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read each parameter where it lies."""
@@ -240,6 +252,19 @@ class Cell(nn.RNNCellBase):
 
     def _kind(self) -> str:
         return self.mode.split("_")[0] + "Cell"
+
+
+def check_checkpoint_every(value: Any) -> None:
+    """Refuse what is no number of steps; None and 0 stand for keeping everything."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise TypeError(
+            f"checkpoint_every should be of type int, or None, got: {type(value).__name__}"
+        )
+    if value is not None and value < 0:
+        raise ValueError(
+            f"checkpoint_every must be a number of steps, or 0 or None to keep everything, got: "
+            f"{value}"
+        )
 
 
 def pair(op: str, hx: tuple[Tensor, Tensor] | None) -> Sequence[Tensor]:

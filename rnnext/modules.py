@@ -47,6 +47,11 @@ class LSTM(Layer):
         proj_size: P; if it is not 0, h_t = W_hr (o_t * tanh(c_t)) has P features instead of H, and
             so have the output and what W_hh multiplies (Sak, Senior and Beaufays 2014).
         device, dtype: of the parameters.
+        checkpoint_every: of how many steps training keeps the states before the first one alone,
+            in place of what each step computes; backward computes that again, from one checkpoint
+            to the next. It costs another forward, and memory is bounded by the input, the outputs
+            of each layer and one such stretch. The bits of all results are the same. None or 0:
+            everything is kept. It can be set later, too: `layer.checkpoint_every = 500`.
 
     Attributes:
         weight_ih_l{k} [4*H, C] (later layers [4*H, D*H]), weight_hh_l{k} [4*H, H],
@@ -76,9 +81,13 @@ class LSTM(Layer):
         proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | None = None,
     ) -> None:
-        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__("LSTM", input_size, hidden_size, *options, device, dtype)
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(
+            "LSTM", input_size, hidden_size, *options, checkpoint_every=checkpoint_every
+        )
 
     @overload
     def forward(
@@ -183,12 +192,13 @@ class GRU(_HiddenLayer):
         bidirectional: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | None = None,
         **refused: Any,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(
-            "GRU", input_size, hidden_size, *options, device=device, dtype=dtype, **refused
-        )
+        more = {"device": device, "dtype": dtype, "checkpoint_every": checkpoint_every, **refused}
+        super().__init__("GRU", input_size, hidden_size, *options, **more)
 
 
 class RNN(_HiddenLayer):
@@ -222,6 +232,8 @@ class RNN(_HiddenLayer):
         bidirectional: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        checkpoint_every: int | None = None,
         **refused: Any,
     ) -> None:
         if nonlinearity not in _MODES:
@@ -231,9 +243,8 @@ class RNN(_HiddenLayer):
         self.nonlinearity = nonlinearity
         mode = _MODES[nonlinearity]
         options = (num_layers, bias, batch_first, dropout, bidirectional)
-        super().__init__(
-            mode, input_size, hidden_size, *options, device=device, dtype=dtype, **refused
-        )
+        more = {"device": device, "dtype": dtype, "checkpoint_every": checkpoint_every, **refused}
+        super().__init__(mode, input_size, hidden_size, *options, **more)
 
 
 class LSTMCell(Cell):

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnext import ops
 from rnnext.cell import PARTS, Declaration, declare
 from rnnext.checks import checked_values
-from rnnext.module_base import Lengths, Stack
+from rnnext.module_base import Lengths, Stack, check_checkpoint_every
 from rnnext.noise import listed
 
 __all__ = ["Recurrent"]
@@ -64,6 +64,8 @@ class Recurrent(Stack, nn.Module):
             the last layer).
         bidirectional: D = 2; outputs of both directions stand side by side.
         heads: blocks of the recurrent matrix: each H/heads units of a gate see as many of h.
+        checkpoint_every: as `LSTM`'s: of how many steps training keeps the states before the first
+            one alone; backward computes the rest again.
         device, dtype: of the parameters.
         settings: the cell's sizes and constants.
 
@@ -133,6 +135,7 @@ class Recurrent(Stack, nn.Module):
         bidirectional: bool = False,
         *,
         heads: int = 1,
+        checkpoint_every: int | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
         **settings: Any,
@@ -157,6 +160,8 @@ class Recurrent(Stack, nn.Module):
                 raise TypeError(f"{argument} should be of type bool, got: {type(value).__name__}")
         for argument in ("input_size", "hidden_size", "num_layers", "heads"):
             _check_size(argument, getattr(self, argument))
+        check_checkpoint_every(checkpoint_every)
+        self.checkpoint_every = checkpoint_every
         for argument, value in self._checked_settings(settings).items():
             setattr(self, argument, value)
         self._declare(self._constants())  # refuses values that the noise or the step can't have
@@ -301,6 +306,7 @@ class Recurrent(Stack, nn.Module):
             "dropout": 0.0,
             "bidirectional": False,
             "heads": 1,
+            "checkpoint_every": None,
             **self._default.constants,
         }
         given = {name: getattr(self, name) for name in (*self._default.sizes, *defaults)}
