@@ -106,6 +106,7 @@ def rnn(
     bidirectional: bool = False,
     dropout: float = 0.0,
     sizes: Sequence[int] = (),
+    checkpoint_every: int = 0,
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over a sequence.
 
@@ -127,6 +128,8 @@ def rnn(
         bidirectional: whether D is 2.
         dropout: probability of zeroing an element of a layer's output, for all but the last layer.
         sizes: values of the cell's `sizes`.
+        checkpoint_every: as `rnnext.ops.rnn` takes it, but without effect: autograd keeps what it
+            needs.
 
     Returns:
         [y, h_n, ...] (LSTM: [y, h_n, c_n]): y [T, N, D*H] (or packed rows [sum(batch_sizes), D*H],
