@@ -29,7 +29,7 @@ struct GRU {
   template <int, class U, class V = typename U::V>
   RNNEXT_INLINE static void backward(U& u) {
     const V r = u.saved(SR), z = u.saved(SZ), n = u.saved(SN), dh = u.dnext(0);
-    const V da_n = dh * (V(1) - z) * (V(1) - n * n);
+    const V da_n = fma(-dh, z, dh) * (V(1) - n * n);  // (1 - z) dh; as in torch.nn, NaN where dh is infinite
     u.da(R, da_n * u.saved(SRN) * r * (V(1) - r));
     u.da(Z, dh * (u.state(0) - n) * z * (V(1) - z));
     u.dx(N, da_n);
