@@ -8,7 +8,6 @@
 #endif
 
 #include <atomic>
-#include <optional>
 
 #include "engine/params.h"
 
@@ -17,12 +16,11 @@ namespace rnnext::cpu {
 // Spins briefly, then yields: on a busy machine the thread that is waited for may need this processor.
 class Barrier {
  public:
-  explicit Barrier(int size) : size_(size), missing_(size) {}
-
-  void wait() {
+  // For `size` threads.
+  void wait(int size) {
     const unsigned round = round_.load(std::memory_order_relaxed);
-    if (missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      missing_.store(size_, std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
       return;
     }
@@ -38,8 +36,7 @@ class Barrier {
   }
 
  private:
-  const int size_;
-  alignas(64) std::atomic<int> missing_;
+  alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
@@ -48,7 +45,7 @@ struct Team {
   Barrier* barrier;
 
   void sync() const {
-    if (size > 1) barrier->wait();
+    if (size > 1) barrier->wait(size);
   }
 
   // This thread's share of n items, cut at multiples of `grain`.
@@ -73,12 +70,12 @@ template <class Work>
 void run_team(int threads, Work work) {
 #ifdef _OPENMP
   if (threads > 1 && !at::in_parallel_region()) {
-    std::optional<Barrier> barrier;
+    Barrier barrier;
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp single
-      barrier.emplace(omp_get_num_threads());
-      work(Team{omp_get_thread_num(), omp_get_num_threads(), &*barrier});
+      const Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
+      work(team);
+      team.sync();  // before OpenMP's own barrier, which spins for milliseconds and does not yield
     }
     return;
   }
