@@ -18,7 +18,7 @@ from written_cells import ZOO
 import rnnext
 from rnnext import ops
 
-# A time block has at most 768 rows: with 40 sequences 19 steps, with 9 of them 85, with 4 of them 192.
+# A time block has at most 768 rows: of 40 sequences 19 steps, of 9 of them 85, of 4 of them 192.
 LENGTHS = tuple(sorted([70, 70, 61, 45, 30, 13, 12, 1] * 5, reverse=True))
 STACK = Case(T=70, N=40, C=5, H=9, L=2, D=2, dropout=0.3)
 PACKED = Case(T=70, N=40, C=5, H=9, L=3, D=2, h0=False, lengths=LENGTHS)
