@@ -14,7 +14,7 @@ struct PlainProduct {
 
 // Rows of a tile that is so many vectors wide: as many sums as the registers hold beside the operands.
 constexpr int tallest(int vectors) {
-  if (RNNEXT_VECTOR_BYTES == 64) return vectors > 2 ? 6 : 14;
+  if (RNNEXT_VECTOR_BYTES == 64) return vectors == 4 ? 6 : vectors == 3 ? 9 : 14;
   return vectors > 2 ? 2 : 6;
 }
 
@@ -92,10 +92,12 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<cons
 template <class Product, class T>
 void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
   constexpr int64_t width = Vec<T>::width;
-  // B comes from a cache or from memory, so that few passes over it count most; then wide tiles.
-  const int64_t vectors = m <= tallest(4) || (kVectors == 4 && m > tallest(2)) ? 4 : 2;
-  for (int64_t j = 0; j < n; j += vectors * width) {
-    const int64_t left = (n - j + width - 1) / width, wide = left < vectors ? left : vectors;
+  // B comes from a cache or from memory: a pass over it is worth at least so many rows.
+  const int64_t passes = (m + tallest(4) - 1) / tallest(4);
+  const int64_t vectors = passes == 1 || (kVectors == 4 && m / passes + 1 >= tallest(4)) ? 4 : 2;
+  for (int64_t j = 0, wide; j < n; j += wide * width) {
+    const int64_t left = (n - j + width - 1) / width;
+    wide = left == 3 && m <= tallest(3) ? 3 : left < vectors ? left : vectors;
     const int64_t some = n - j < wide * width ? n - j - (wide - 1) * width : width;
     const Rows<const T> columns = b.from(0, j);
     const Rows<T> into = c.from(0, j);
