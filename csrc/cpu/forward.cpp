@@ -73,7 +73,7 @@ struct Shared {
         const int64_t from = shape.head_width();
         weights.hh.push_back({{from,
                                pieces(cell.recurrent_gates(), shape.H()),
-                               recurrent_packing_for<T>(p, kWorthTransposing),
+                               recurrent_packing_for<T>(p, kWorthTransposingForSteps),
                                {shape.H(), shape.heads}},
                               {w.w_hh, from}});
       }

@@ -36,11 +36,12 @@ bool has_bfloat16() {
 template <class T>
 RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, Packing packing, Blocks blocks)
     : depth_(depth), columns_(pieces.back().end), operand_columns_(depth * blocks.count), packing_(packing) {
+  const int64_t width = packing == Packing::kInPlace ? kPanelWidthInPlace : kPanelWidth;
   const int64_t block = blocks.count == 1 ? columns_ : blocks.period / blocks.count;
   for (const Range& piece : pieces) {
     first_panel_.push_back(panels_.size());
     for (int64_t c = piece.begin, end; c < piece.end; c = end) {
-      end = panel_end(c, std::min(piece.end, (c / block + 1) * block));
+      end = panel_end(c, std::min(piece.end, (c / block + 1) * block), width);
       panels_.push_back({{c, end}, blocks.count == 1 ? 0 : c % blocks.period / block * depth});
     }
   }

@@ -14,12 +14,14 @@ namespace rnnext::cpu {
 // So many rows of A stay in a cache while the panels of B pass.
 constexpr int64_t kRowChunk = 64;
 constexpr int64_t kPanelWidth = 64;
+// Of a matrix that is read as it lies. A row of a narrow panel would be in another page each.
+constexpr int64_t kPanelWidthInPlace = 256;
 
-// Columns are cut into panels of about equal width, at multiples of kUnitGrain: the end of the one that begins at
+// Columns are cut into panels of about equal width, `width` at most, at multiples of 16: the end of the one that begins at
 // `begin`.
-constexpr int64_t panel_end(int64_t begin, int64_t end) {
-  constexpr int64_t grain = 16, most = kPanelWidth / grain;
-  const int64_t grains = (end - begin + grain - 1) / grain, panels = (grains + most - 1) / most;
+constexpr int64_t panel_end(int64_t begin, int64_t end, int64_t width = kPanelWidth) {
+  constexpr int64_t grain = 16;
+  const int64_t most = width / grain, grains = (end - begin + grain - 1) / grain, panels = (grains + most - 1) / most;
   return std::min(end, begin + (grains + panels - 1) / panels * grain);
 }
 // A panel of B of this many rows stays in L2 beside the rows of A.
@@ -96,10 +98,6 @@ class RightMatrix {
   Rows<const T> w_;
   T* buffer_ = nullptr;
 };
-
-// Rows in all that repay packing the matrix: transposed, or as it lies.
-constexpr int64_t kWorthTransposing = 32;
-constexpr int64_t kWorthPacking = 8;
 
 // C [m, n] (+)= A [m, k] B [k, n], all row-major, on one thread.
 template <class T>

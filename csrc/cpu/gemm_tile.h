@@ -12,8 +12,12 @@ struct PlainProduct {
   RNNEXT_INLINE static Vec<T> add(Vec<T> sum, Vec<T> a, Vec<T> b) { return fma(a, b, sum); }
 };
 
+// The width of a tile of one row, which reads B as fast as it can.
+constexpr int kRowVectors = RNNEXT_VECTOR_BYTES == 64 ? 16 : 8;
+
 // Rows of a tile that is so many vectors wide: as many sums as the registers hold beside the operands.
 constexpr int tallest(int vectors) {
+  if (vectors >= 8) return 1;
   if (RNNEXT_VECTOR_BYTES == 64) return vectors == 4 ? 6 : vectors == 3 ? 9 : 14;
   return vectors > 2 ? 2 : 6;
 }
@@ -97,10 +101,15 @@ void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b
   const int64_t vectors = passes == 1 || (kVectors == 4 && m / passes + 1 >= tallest(4)) ? 4 : 2;
   for (int64_t j = 0, wide; j < n; j += wide * width) {
     const int64_t left = (n - j + width - 1) / width;
-    wide = left == 3 && m <= tallest(3) ? 3 : left < vectors ? left : vectors;
+    wide = m == 1 && left >= kRowVectors  ? kRowVectors
+           : left == 3 && m <= tallest(3) ? 3
+           : left < vectors               ? left
+                                          : vectors;
     const int64_t some = n - j < wide * width ? n - j - (wide - 1) * width : width;
     const Rows<const T> columns = b.from(0, j);
     const Rows<T> into = c.from(0, j);
+    if (wide == kRowVectors) gemm_columns<Product, kRowVectors>(m, k, some, a, columns, into, accumulate);
+    if (wide == 8 && kRowVectors > 8) gemm_columns<Product, 8>(m, k, some, a, columns, into, accumulate);
     if (wide == 4) gemm_columns<Product, 4>(m, k, some, a, columns, into, accumulate);
     if (wide == 3) gemm_columns<Product, 3>(m, k, some, a, columns, into, accumulate);
     if (wide == 2) gemm_columns<Product, 2>(m, k, some, a, columns, into, accumulate);

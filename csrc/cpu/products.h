@@ -48,20 +48,25 @@ bool uses_bfloat16(const Params& params) {
   return params.bfloat16 && has_bfloat16<T>();
 }
 
-// How the matrices of a scan are kept, if so many rows in all repay packing.
+// How the matrices of a scan are kept: packed, if so many rows in all repay it.
 template <class T, class Params>
 Packing packing_for(const Params& params, int64_t worth) {
   if (params.steps.total() < worth) return Packing::kInPlace;
   return uses_bfloat16<T>(params) ? Packing::kBFloat16 : Packing::kPacked;
 }
 
-// The same of W_hh, whose blocks and gates are multiplied by themselves: in bfloat16 they must begin at an even row.
+// The same of W_hh, whose blocks and gates are multiplied by themselves: in bfloat16 they must begin at an even row. One
+// row at a step is bound by reading the weights, packed or not.
 template <class T, class Params>
 Packing recurrent_packing_for(const Params& params, int64_t worth) {
-  const Packing packing = packing_for<T>(params, worth);
+  Packing packing = packing_for<T>(params, worth);
   const bool halves = params.shape.H() / params.shape.heads % 2 == 0 && params.shape.head_width() % 2 == 0;
-  return packing == Packing::kBFloat16 && !halves ? Packing::kPacked : packing;
+  if (packing == Packing::kBFloat16 && !halves) packing = Packing::kPacked;
+  return packing == Packing::kPacked && params.steps.N == 1 ? Packing::kInPlace : packing;
 }
+
+// Rows in all that repay packing a matrix: transposed for a block, transposed for steps, as it lies.
+constexpr int64_t kWorthTransposing = 64, kWorthTransposingForSteps = 32, kWorthPacking = 8;
 
 // The product of the cell that uses one of its own matrices.
 inline const Product& product_with(const CellShape& cell, int matrix) {
