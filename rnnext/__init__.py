@@ -10,7 +10,7 @@ from rnnext import _load
 
 _load.load_library()
 
-from rnnext import ops, reference  # noqa: E402
+from rnnext import cells, ops, reference  # noqa: E402
 from rnnext._load import build_info  # noqa: E402
 from rnnext.cell import Bernoulli, Dropout, Normal, Param, Uniform  # noqa: E402
 from rnnext.codegen.record import CellError  # noqa: E402
@@ -35,6 +35,7 @@ __all__ = [
     "Recurrent",
     "Uniform",
     "build_info",
+    "cells",
     "ops",
     "reference",
     "swap",

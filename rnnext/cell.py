@@ -5,9 +5,10 @@ among what is declared beside it; `Declaration` holds the whole, checked. `rnnex
 one of a class, `rnnext.reference.CELLS` has those that are built in.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -234,6 +235,17 @@ def declare(
     )
     _check_arguments(declaration)
     return declaration
+
+
+def without_noise(cell: Declaration, unused: Collection[str]) -> Declaration:
+    """The cell without some of its noise, of which its step makes no use: it is not drawn then."""
+    values = {name: cell.noise[name].expectation for name in unused}
+    return replace(
+        cell,
+        noise={name: noise for name, noise in cell.noise.items() if name not in values},
+        step=functools.wraps(cell.step)(functools.partial(cell.step, **values)),
+        arguments=tuple(name for name in cell.arguments if name not in values),
+    )
 
 
 def _param(where: str, value: Any, sizes: Collection[str]) -> Param:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import ops
-from rnnext.cell import PARTS, Declaration, declare
+from rnnext.cell import PARTS, Declaration, declare, without_noise
 from rnnext.checks import checked_values
 from rnnext.module_base import Lengths, Stack, check_checkpoint_every
 from rnnext.noise import listed
@@ -122,7 +122,7 @@ class Recurrent(Stack, nn.Module):
             cls._declarations, cls._kernels = {}, {}
             cls._default = cls._declare({})
             # Without a first argument for the layer, wherever it is called from.
-            cls.step = staticmethod(cls._default.step)
+            cls.step = staticmethod(inspect.unwrap(cls._default.step))
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class Recurrent(Stack, nn.Module):
         """The cell with these values of constants: the same object for the same values."""
         key = _key(constants)
         if key not in cls._declarations:
-            from rnnext.codegen.build import check
+            from rnnext.codegen.build import check, unused_noise
 
             cell = declare(
                 cls.__name__,
@@ -197,6 +197,8 @@ class Recurrent(Stack, nn.Module):
                 values=constants,
                 attributes=[*dir(cls), *vars(nn.Module())],
             )
+            if unused := unused_noise(cell):
+                cell = without_noise(cell, unused)
             check(cell)
             # Some are left out of the key, or are integers for floats.
             cls._declarations[key] = cls._declarations.setdefault(_key(cell.constants), cell)
@@ -396,7 +398,7 @@ class Recurrent(Stack, nn.Module):
         return dict(zip(cell.states, cell.state_widths(sizes), strict=True))
 
     def _draws(self) -> bool:
-        return super()._draws() or len(self._default.noise) > 0
+        return super()._draws() or len(self.declaration.noise) > 0
 
     def _cell_name(self) -> str | None:
         """The name of the compiled cell, which the first call makes; None without a compiler."""

@@ -114,6 +114,20 @@ def check(declaration: Declaration) -> None:
         _elsewhere(os.getpid()).submit(_check, declaration).result()
 
 
+def unused_noise(declaration: Declaration) -> list[str]:
+    """The noise that a step makes no use of, with the values that its constants have.
+
+    Raises:
+        CellError: a step that can't be recorded.
+    """
+    if not declaration.noise:
+        return []
+    with _LOCK:
+        graph = _elsewhere(os.getpid()).submit(record, declaration).result().graph
+    used = {node.target for node in graph.nodes if node.op == "placeholder" and node.users}
+    return [name for name in declaration.noise if name not in used]
+
+
 def compile(declaration: Declaration, streams: int = 1) -> Compiled | None:
     """The compiled cell in the cache, put there if need be; None as for `kernel`."""
     compiler = _compiler()
