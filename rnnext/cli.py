@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 
 from .lm.errors import UserError
-from .lm.options import EvaluateOptions, GenerateOptions, TrainOptions
+from .lm.options import CellsOptions, EvaluateOptions, GenerateOptions, TrainOptions
 
 
 class Command(NamedTuple):
@@ -36,14 +36,15 @@ COMMANDS = {
     "train": Command(TrainOptions, "rnnext.lm.train", "train"),
     "evaluate": Command(EvaluateOptions, "rnnext.lm.evaluate", "evaluate"),
     "generate": Command(GenerateOptions, "rnnext.lm.generate", "generate"),
+    "cells": Command(CellsOptions, "rnnext.cells.listing", "show"),
 }
 
 DESCRIPTION = """\
 Recurrent networks in PyTorch, tried on text.
 
 `rnnext train` trains a language model, with no download needed; `rnnext evaluate --run runs/lstm-1`
-measures it, `rnnext generate --run runs/lstm-1` lets it write. `rnnext train --help` explains every
-option."""
+measures it, `rnnext generate --run runs/lstm-1` lets it write. `rnnext cells` lists the recurrent
+layers there are besides torch.nn's. `rnnext train --help` explains every option."""
 
 STATUS_USER_ERROR = 2
 STATUS_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended: 128 + SIGINT

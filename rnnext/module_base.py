@@ -33,7 +33,7 @@ class Stack:
     bidirectional: bool
     checkpoint_every: int | None = None  # of layers, too, that were torch.nn's, or are older
     training: bool
-    weight_dropout: float = 0.0  # `rnnext.cells.drop_connect` sets it
+    _weight_dropout: float = 0.0  # `rnnext.cells.drop_connect` sets it
 
     def _kind(self) -> str:
         """The layer's name in errors."""
@@ -122,9 +122,9 @@ class Stack:
         there to the packed order, `inverse` back. n is N, or None where only the op can tell.
         """
         weights = _weights(self, self._names())
-        if self.weight_dropout and self.training:
+        if self._weight_dropout and self.training:
             weights = [
-                dropout(w, self.weight_dropout) if name.startswith("weight_hh") else w
+                dropout(w, self._weight_dropout) if name.startswith("weight_hh") else w
                 for name, w in zip(self._names(), weights, strict=True)
             ]
         x = _fitting_weight(weights[0], x, ValueError)

@@ -60,7 +60,9 @@ def run(page: Path, block: Block, names: dict[str, Any]) -> str:
     return printed.getvalue().rstrip() + "\n" if printed.getvalue() else ""
 
 
-@pytest.mark.parametrize("name", ["writing-a-cell.md", "pytorch.md", "compile-and-export.md"])
+@pytest.mark.parametrize(
+    "name", ["writing-a-cell.md", "cells.md", "pytorch.md", "compile-and-export.md"]
+)
 def test_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = DOCS / name
     monkeypatch.chdir(tmp_path)

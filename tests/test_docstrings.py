@@ -2,19 +2,25 @@
 
 import doctest
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 import torch
 
 import rnnext
-from rnnext import modules, ops, reference
+from rnnext import cells, modules, ops, reference
+
+FAMILIES = [
+    import_module(f"rnnext.cells.{name}")
+    for name in (*dict.fromkeys(cells.CELLS.values()), "dropconnect")
+]
 
 
 @pytest.mark.parametrize(
     "module",
     # rnnext.swap the function stands in front of rnnext.swap the module.
-    [rnnext, modules, ops, reference, sys.modules["rnnext.swap"]],
+    [rnnext, cells, modules, ops, reference, sys.modules["rnnext.swap"], *FAMILIES],
     ids=lambda module: module.__name__,
 )
 def test_examples(module: ModuleType) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rnnext.cells.options import FUNCTIONS
     from rnnext.cells.simple import IRNN, RNN, IndRNN
     from rnnext.cells.slstm import SLSTM
+    from rnnext.cells.variational import VariationalGRU, VariationalLSTM
 
 CELLS = {
     "LSTM": "lstm",
@@ -26,12 +27,14 @@ CELLS = {
     "CoupledLSTM": "lstm",
     "JANET": "lstm",
     "SRU": "lstm",
+    "VariationalLSTM": "variational",
     "LayerNormLSTM": "layer_norm",
     "LayerNormBasicLSTM": "layer_norm",
     "SLSTM": "slstm",
     "GRU": "gru",
     "LightGRU": "gru",
     "MinimalGatedUnit": "gru",
+    "VariationalGRU": "variational",
     "LayerNormGRU": "layer_norm",
     "DreamerGRU": "layer_norm",
     "RNN": "simple",
@@ -61,6 +64,8 @@ __all__ = [
     "LightGRU",
     "MinimalGatedUnit",
     "PeepholeLSTM",
+    "VariationalGRU",
+    "VariationalLSTM",
     "drop_connect",
 ]
 

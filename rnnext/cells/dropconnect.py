@@ -2,11 +2,13 @@
 
 from typing import TypeVar
 
+from torch import nn
+
 from rnnext.module_base import Stack
 
 __all__ = ["drop_connect"]
 
-L = TypeVar("L", bound=Stack)
+L = TypeVar("L", bound=nn.Module)
 
 
 def drop_connect(layer: L, p: float = 0.5) -> L:
@@ -42,5 +44,5 @@ def drop_connect(layer: L, p: float = 0.5) -> L:
         raise ValueError(f"drop_connect: {layer._kind()} has no recurrent matrix to drop from")
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
         raise ValueError(f"drop_connect: got p={p!r}, expected a probability, 0 to 1")
-    layer.weight_dropout = float(p)
+    layer._weight_dropout = float(p)
     return layer

@@ -5,6 +5,8 @@ LN(v) is (v - mean) / sqrt(variance + 1e-5) over all units that v has: with [a; 
 # mypy: allow-untyped-defs
 # ruff: noqa: RUF012
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,11 +23,16 @@ EPSILON = 1e-5
 
 def normalised(*parts: Tensor) -> list[Tensor]:
     """LN of the parts together, without gain."""
-    mean = sum(parts).mean(-1, keepdim=True) / len(parts)
+    mean = added(parts).mean(-1, keepdim=True) / len(parts)
     centred = [part - mean for part in parts]
-    squares = sum(part.square() for part in centred)
-    scale = torch.rsqrt(squares.mean(-1, keepdim=True) / len(parts) + EPSILON)
+    variance = added([part.square() for part in centred]).mean(-1, keepdim=True) / len(parts)
+    scale = torch.rsqrt(variance + EPSILON)
     return [part * scale for part in centred]
+
+
+def added(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of the parts, unit by unit."""
+    return functools.reduce(torch.add, parts)
 
 
 def params(gains: str, shifts: str) -> dict[str, float]:

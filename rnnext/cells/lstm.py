@@ -2,6 +2,9 @@
 # mypy: allow-untyped-defs
 # ruff: noqa: RUF012
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 
 from rnnext.cells.options import ForgetBias, clipped, dropped, function, zoned
@@ -47,7 +50,7 @@ class LSTM(ForgetBias):
         >>> y, (h_n, c_n) = layer(torch.randn(5, 3, 10))
     """
 
-    gates = ("i", "f", "g", "o")
+    gates: ClassVar[Sequence[str]] = ("i", "f", "g", "o")
     states = ("h", "c")
     constants = {
         "gate_function": "sigmoid",

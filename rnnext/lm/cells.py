@@ -1,4 +1,4 @@
-"""What `--cell` names: layers that are built in, or a class of the user's in a Python file.
+"""What `--cell` names: layers built in, those of rnnext.cells, or a user's class in a Python file.
 
 A class is found in its file as it was read once: what runs is what the run folder gets a copy of.
 """
@@ -29,6 +29,7 @@ from .errors import UserError, require
 from .options import Impl, ModelOptions
 
 LAYERS = {"LSTM": "LSTM", "GRU": "GRU", "RNN_TANH": "RNN", "RNN_RELU": "RNN"}
+WEIGHT_DROPOUT = "weight_dropout"  # of all rnnext's layers with a recurrent matrix
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -39,7 +40,7 @@ class Cell:
     Attributes:
         name: what the cell is called.
         layer: the class.
-        arguments: keyword arguments that are the cell's own.
+        arguments: keyword arguments that are the cell's own, and weight_dropout.
         file: where the class was found; None for what is built in.
         source: what the file holds.
     """
@@ -60,8 +61,13 @@ class Cell:
         Raises:
             UserError: the cell does not take the sizes or its arguments, or can't be compiled.
         """
+        arguments: dict[str, Any] = dict(self.arguments)
+        own = WEIGHT_DROPOUT in (getattr(self.layer, "constants", None) or ())
+        weight_dropout = None if own else arguments.pop(WEIGHT_DROPOUT, None)
         try:
-            layers = self.layer(*sizes, dropout=dropout, **self.arguments)
+            layers = self.layer(*sizes, dropout=dropout, **arguments)
+            if weight_dropout is not None:
+                rnnext.cells.drop_connect(layers, weight_dropout)
         except rnnext.CellError as error:
             raise UserError(str(error)) from error
         except Exception as error:
@@ -94,27 +100,37 @@ def load_cell(options: ModelOptions, impl: Impl, helpers: Sequence[Path] = ()) -
             unknown, missing or of a wrong type.
     """
     name, file = options.cell_name, options.cell_file
-    if file is None:
+    if file is None and name in LAYERS:
         kind = LAYERS[name]
         layer = getattr(rnnext if impl == "rnnext" else nn, kind)
         declared: dict[str, object] = {"proj_size": 0} if kind == "LSTM" else {}
+        declared |= {WEIGHT_DROPOUT: 0.0} if impl == "rnnext" else {}
         arguments = read_options(name, declared, options.cell_options)
         if kind == "RNN":
             arguments["nonlinearity"] = name.removeprefix("RNN_").lower()
         return Cell(name, layer, arguments)
     require(
         impl == "rnnext",
-        f"--impl torch: PyTorch has no {name}, {file} has it; leave --impl out (with "
+        f"--impl torch: PyTorch has no {name}, {file or 'rnnext'} has it; leave --impl out (with "
         "RNNEXT_COMPILE=0 in the environment the cell runs step by step in PyTorch)",
     )
+    if file is None:
+        found = getattr(rnnext.cells, name.removeprefix("cells."))
+        return Cell(name, found, read_options(name, declared_options(found), options.cell_options))
     try:
         source = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the cell's file {file}: {error.strerror}") from error
     found = find_class(load_module(file, source, helpers), file, name)
-    declared = {**dict.fromkeys(found.sizes, int), **(found.constants or {}), "heads": 1}
-    arguments = read_options(name, declared, options.cell_options)
+    arguments = read_options(name, declared_options(found), options.cell_options)
     return Cell(name, found, arguments, file, source)
+
+
+def declared_options(cell: type[rnnext.Recurrent]) -> dict[str, object]:
+    """What the options of a cell are declared with, as `read_options` takes it."""
+    declared = {**dict.fromkeys(cell.sizes, int), **(cell.constants or {}), "heads": 1}
+    declared.setdefault(WEIGHT_DROPOUT, 0.0)
+    return declared
 
 
 def find_class(module: ModuleType, file: Path, name: str) -> type[rnnext.Recurrent]:

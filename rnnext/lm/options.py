@@ -14,9 +14,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from rnnext.cells import CELLS
+
 from .errors import require, whole_number
 
 BUILT_IN = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+LIBRARY = tuple(f"cells.{name}" for name in CELLS)
 Impl = Literal["rnnext", "torch"]
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "valid", "test"]
@@ -54,12 +57,13 @@ class DataOptions:
 class ModelOptions:
     """The network: embedding, dropout, recurrent layers, dropout, decoder."""
 
-    # What a step of the recurrent layers computes: LSTM, GRU, RNN_TANH or RNN_RELU, or a cell of
-    # your own, a subclass of rnnext.Recurrent in a Python file: my_cells.py:MyCell.
-    cell: Annotated[str, arg(metavar="NAME|FILE.py:CLASS")] = "LSTM"
+    # What a step of the recurrent layers computes: LSTM, GRU, RNN_TANH or RNN_RELU; a published
+    # variant, cells.NAME, as `rnnext cells` lists them; or a cell of your own, a subclass of
+    # rnnext.Recurrent in a Python file: my_cells.py:MyCell.
+    cell: Annotated[str, arg(metavar="NAME|cells.NAME|FILE.py:CLASS")] = "LSTM"
 
-    # What the cell takes besides: the sizes and constants that a cell of your own declares, and
-    # heads; the proj_size of an LSTM.
+    # What the cell takes besides: the sizes and constants that a variant or a cell of your own
+    # declares, and heads; the proj_size of an LSTM; weight_dropout, for DropConnect on W_hh.
     cell_options: Annotated[
         tuple[str, ...], arg(metavar="[NAME=VALUE ...]", help_behavior_hint="(default: none)")
     ] = ()
@@ -83,12 +87,12 @@ class ModelOptions:
 
     @property
     def cell_file(self) -> Path | None:
-        """The file of a written cell; None for a built-in one."""
-        return None if self.cell in BUILT_IN else Path(self.cell.rpartition(":")[0])
+        """The file of a written cell; None for one of rnnext's own."""
+        return None if self.cell in (*BUILT_IN, *LIBRARY) else Path(self.cell.rpartition(":")[0])
 
     @property
     def cell_name(self) -> str:
-        """The name of a built-in cell, or the class of a written one."""
+        """The name of a cell of rnnext's own, or the class of a written one."""
         return self.cell.rpartition(":")[2]
 
     def check(self) -> None:
@@ -101,9 +105,12 @@ class ModelOptions:
     def _check_cell(self) -> None:
         file, _, name = str(self.cell).rpartition(":")
         hint = f"; name the class too, {self.cell}:CLASS" if name.endswith(".py") else ""
+        if name.startswith("cells."):
+            hint = f"; the variants are {', '.join(CELLS)}"
         require(
-            self.cell in BUILT_IN or (file != "" and name.isidentifier()),
-            f"--cell must be {', '.join(BUILT_IN)} or FILE.py:CLASS, not {self.cell}{hint}",
+            self.cell in (*BUILT_IN, *LIBRARY) or (file != "" and name.isidentifier()),
+            f"--cell must be {', '.join(BUILT_IN)}, cells.NAME or FILE.py:CLASS, "
+            f"not {self.cell}{hint}",
         )
         for option in self.cell_options:
             require(
@@ -276,3 +283,14 @@ class GenerateOptions:
         )
         whole_number("--seed", self.seed, 0, LARGEST_SEED)
         self.machine.check()
+
+
+@dataclass(frozen=True)
+class CellsOptions:
+    """List the published variants that `rnnext train --cell cells.NAME` takes, with equations.
+
+    Example: rnnext cells --name PeepholeLSTM
+    """
+
+    # This one alone.
+    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all)")] = None

@@ -182,7 +182,10 @@ def test_modules_beside_the_file(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("LSMT", "--cell must be LSTM, GRU, RNN_TANH, RNN_RELU or FILE.py:CLASS, not LSMT"),
+        (
+            "LSMT",
+            "--cell must be LSTM, GRU, RNN_TANH, RNN_RELU, cells.NAME or FILE.py:CLASS, not LSMT",
+        ),
         ("my_cells.py", "not my_cells.py; name the class too, my_cells.py:CLASS"),
         ("my_cells.py:", "--cell must be"),
         (":Gated", "--cell must be"),
@@ -198,7 +201,7 @@ def test_modules_beside_the_file(
         ("my_cells.py:Projected", "Projected needs the size proj_size: --cell-options proj_size="),
         (
             "my_cells.py:Gated --cell-options leak=1",
-            "--cell-options leak=1: Gated has no leak, it takes heads (int)",
+            "--cell-options leak=1: Gated has no leak, it takes heads (int), weight_",
         ),
         ("my_cells.py:Gated --cell-options heads=3", "Gated: got heads=3: expected a divisor"),
         ("my_cells.py:Gated --cell-options heads=0", "Gated: heads must be greater than zero"),
@@ -223,8 +226,8 @@ def test_modules_beside_the_file(
             "my_cells.py: Projected: its step raised KeyError",
         ),
         ("my_cells.py:Gated --impl torch", "--impl torch: PyTorch has no Gated, my_cells.py has"),
-        ("GRU --cell-options proj_size=8", "GRU has no proj_size, it takes none"),
-        ("LSTM --cell-options size=8", "LSTM has no size, it takes proj_size (int)"),
+        ("GRU --cell-options proj_size=8", "GRU has no proj_size, it takes weight_dropout (float)"),
+        ("LSTM --cell-options size=8", "LSTM has no size, it takes proj_size (int), weight_"),
         ("LSTM --cell-options proj_size=300", "LSTM: proj_size has to be smaller"),
         ("my_cells.py:Gated --hidden 1000000000", "a model of this size cannot be made"),
     ],

@@ -1,0 +1,83 @@
+"""Layer-normalised cells as one writes them in PyTorch: a loop, with the gates side by side.
+
+Each takes x [T, N, C] and the parameters of the layer of rnnext.cells by name, and returns y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear
+
+Weights = dict[str, Tensor]
+
+
+def together(w: Weights, kind: str, names: str) -> Tensor:
+    """Gains or shifts of several gates as one vector."""
+    return torch.cat([w[f"{kind}_{name}_l0"] for name in names.split()])
+
+
+def layer_norm_lstm(x: Tensor, w: Weights) -> Tensor:
+    gain = together(w, "gain", "h_i h_f h_g h_o")
+    size = len(gain)
+    rows = layer_norm(
+        linear(x, w["weight_ih_l0"]),
+        (size,),
+        together(w, "gain", "x_i x_f x_g x_o"),
+        together(w, "shift", "i f g o"),
+    )
+    h = c = x.new_zeros(x.size(1), size // 4)
+    outputs = []
+    for row in rows.unbind(0):
+        a = row + layer_norm(linear(h, w["weight_hh_l0"]), (size,), gain)
+        i, f, g, o = a.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        normed = layer_norm(c, (size // 4,), w["gain_c_l0"], w["shift_c_l0"])
+        h = o.sigmoid() * normed.tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def layer_norm_gru(x: Tensor, w: Weights) -> Tensor:
+    size = len(w["gain_x_n_l0"])
+    gain = together(w, "gain", "h_r h_z")
+    product = linear(x, w["weight_ih_l0"])
+    rows = layer_norm(
+        product[..., : 2 * size],
+        (2 * size,),
+        together(w, "gain", "x_r x_z"),
+        together(w, "shift", "r z"),
+    )
+    rows_n = layer_norm(product[..., 2 * size :], (size,), w["gain_x_n_l0"], w["shift_x_n_l0"])
+    h = x.new_zeros(x.size(1), size)
+    outputs = []
+    for row, row_n in zip(rows.unbind(0), rows_n.unbind(0), strict=True):
+        a = linear(h, w["weight_hh_l0"])
+        gates = row + layer_norm(a[:, : 2 * size], (2 * size,), gain)
+        r, z = gates.sigmoid().chunk(2, 1)
+        h_n = layer_norm(a[:, 2 * size :], (size,), w["gain_h_n_l0"], w["shift_h_n_l0"])
+        h = torch.lerp((row_n + r * h_n).tanh(), h, z)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def dreamer_gru(x: Tensor, w: Weights) -> Tensor:
+    gain, shift = together(w, "gain", "r z n"), together(w, "shift", "r z n")
+    size = len(gain)
+    h = x.new_zeros(x.size(1), size // 3)
+    outputs = []
+    for row in linear(x, w["weight_ih_l0"]).unbind(0):
+        a = layer_norm(row + linear(h, w["weight_hh_l0"]), (size,), gain, shift)
+        r, z, n = a.chunk(3, 1)
+        h = torch.lerp((r.sigmoid() * n).tanh(), h, z.sigmoid())
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+LOOPS: dict[str, Callable[[Tensor, Weights], Tensor]] = {
+    "LayerNormLSTM": layer_norm_lstm,
+    "LayerNormGRU": layer_norm_gru,
+    "DreamerGRU": dreamer_gru,
+}
