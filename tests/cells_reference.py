@@ -131,7 +131,7 @@ def together(w: Weights, kind: str, names: str) -> Tensor:
 
 
 def layer_norm_lstm(w: Weights, o: Options, x: Tensor, s: tuple[Tensor, ...], masks: Masks) -> Any:
-    """Ba et al., equations 20 to 22: both norms over all 4 H of the vector."""
+    """Ba et al.: both norms over all 4 H of the vector."""
     h, c = s
     size = h.size(1)
     shift = together(w, "shift", "i f g o")
@@ -163,7 +163,7 @@ def layer_norm_basic_lstm(
 
 
 def slstm(w: Weights, o: Options, x: Tensor, s: tuple[Tensor, ...], masks: Masks) -> Any:
-    """Beck et al., equations 8 to 17, heads as dense blocks of a larger matrix."""
+    """Beck et al., heads as dense blocks of a larger matrix."""
     h, c, n, m = s
     size, units = h.size(1), w.weight_hh.size(1)
     blocks = w.weight_hh.view(4, size // units, units, units)
