@@ -72,7 +72,8 @@ class LayerNormLSTM(LayerNorm):
     and then zoneout. The state c itself is not normalised. One shift for each gate stands for the
     paper's two and its bias, which are added up there.
 
-    Ba, Kiros and Hinton 2016 (arXiv:1607.06450); haste's LayerNormLSTM is the same. Options, states: `LayerNormBasicLSTM`.
+    Ba, Kiros and Hinton 2016 (arXiv:1607.06450); haste's LayerNormLSTM is the same. Options and
+    states: `LayerNormBasicLSTM`.
 
     Example:
         >>> y, (h_n, c_n) = LayerNormLSTM(10, 20)(torch.randn(5, 3, 10))
