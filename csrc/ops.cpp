@@ -50,6 +50,11 @@ TORCH_LIBRARY(rnnext, m) {
   // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, then the
   // width of each state
   m.def("cell_shape(str cell, int[] sizes) -> int[]");
+  // How a layer's scan would be done, a line for forward and one for backward. sizes: as for cell_shape; heads: blocks of
+  // W_hh; dtype: what is computed in; threads: torch's, unless given
+  m.def(
+      "plan(str cell, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, ScalarType dtype, "
+      "bool bfloat16=False, int? threads=None) -> str");
   // Loads a library with a compiled cell -> the cell's name
   m.def("load_cell(str path) -> str");
   // Loads a cell that was compiled earlier, by another process perhaps -> whether it is there. Written in Python (ops.py)

@@ -15,6 +15,7 @@ from rnnext._load import build_info  # noqa: E402
 from rnnext.cell import Bernoulli, Dropout, Normal, Param, Uniform  # noqa: E402
 from rnnext.codegen.record import CellError  # noqa: E402
 from rnnext.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
+from rnnext.plan import plan  # noqa: E402
 from rnnext.recurrent import Recurrent  # noqa: E402
 from rnnext.swap import swap, unswap  # noqa: E402
 
@@ -37,6 +38,7 @@ __all__ = [
     "build_info",
     "cells",
     "ops",
+    "plan",
     "reference",
     "swap",
     "unswap",

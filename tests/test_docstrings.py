@@ -19,12 +19,16 @@ FAMILIES = [
 
 @pytest.mark.parametrize(
     "module",
-    # rnnext.swap the function stands in front of rnnext.swap the module.
-    [rnnext, cells, modules, ops, reference, sys.modules["rnnext.swap"], *FAMILIES],
+    # Of swap and plan, the function stands in front of the module in rnnext.
+    [
+        *(rnnext, cells, modules, ops, reference),
+        *(sys.modules[f"rnnext.{name}"] for name in ("plan", "swap")),
+        *FAMILIES,
+    ],
     ids=lambda module: module.__name__,
 )
 def test_examples(module: ModuleType) -> None:
-    names = {"torch": torch, "nn": torch.nn}
+    names = {"torch": torch, "nn": torch.nn, "rnnext": rnnext}
     result = doctest.testmod(module, extraglobs=names)
     assert result.attempted > 0
     assert result.failed == 0

@@ -23,8 +23,8 @@ struct Shared {
   const ScanBackward<T>& p;
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
-  const Packing packing = packing_for<T>(p, kWorthPacking);
-  Partition partition;
+  const Plan plan = plan_of<T>(p, Pass::kBackward);
+  const Partition& partition = plan.partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
   Layout value_layout, operand_layout;
@@ -32,11 +32,8 @@ struct Shared {
   Workspace<T> workspace;
   T *zeros, *gradients, *values, *operands, *totals, *noise[kMaxNoise];
 
-  Shared(const ScanBackward<T>& params, int threads)
-      : p(params),
-        partition(cpu::partition(threads, p.steps, shape.H(), shape.recurrent_columns(), sizeof(T))),
-        weights{.transposed = false},
-        weight_gradients(params, threads) {
+  explicit Shared(const ScanBackward<T>& params)
+      : p(params), weights{.transposed = false}, weight_gradients(params, plan.threads) {
     const int64_t rows = p.steps.most_rows_in_a_block(), N = p.steps.N;
     int64_t widest = 1;
     for (int k = 0; k < cell.all_states(); ++k) widest = std::max(widest, shape.state_width(k));
@@ -80,16 +77,15 @@ struct Shared {
   void add_weights() {
     for (int s = 0; s < cell.streams; ++s) {
       const Weights<const T>& w = p.w[s];
-      if (p.dx[0]) weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, packing}, {w.w_ih, shape.C}});
+      if (p.dx[0]) weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, plan.input}, {w.w_ih, shape.C}});
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
-        weights.hh.push_back(
-            {{shape.recurrent_columns(), pieces(from), recurrent_packing_for<T>(p, kWorthPacking)}, {w.w_hh, from}});
+        weights.hh.push_back({{shape.recurrent_columns(), pieces(from), plan.recurrent}, {w.w_hh, from}});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
         const int64_t from = shape.width(product.from);
-        weights.own.push_back({{shape.width(product.to), pieces(from), packing}, {w.matrix[m], from}});
+        weights.own.push_back({{shape.width(product.to), pieces(from), plan.input}, {w.matrix[m], from}});
       }
     }
   }
@@ -271,9 +267,8 @@ class Backward {
 
 template <class T>
 void scan_backward(const ScanBackward<T>& params) {
-  const int threads = useful_threads(params);
-  Shared<T> shared(params, threads);
-  run_team(threads, [&](const Team& team) {
+  Shared<T> shared(params);
+  run_team(shared.plan.threads, [&](const Team& team) {
     Backward<T> backward(shared, team);
     rnnext::scan_backward(backward, params.steps);
   });

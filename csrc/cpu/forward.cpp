@@ -21,18 +21,15 @@ struct Shared {
   const ScanForward<T>& p;
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
-  const Packing packing = packing_for<T>(p, kWorthTransposing);
-  Partition partition;
+  const Plan plan = plan_of<T>(p, Pass::kForward);
+  const Partition& partition = plan.partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
   Layout value_layout, product_layout;
   Workspace<T> workspace;
   T *bias[kStreams], *x_part[kStreams], *r_part[kStreams], *values, *product_values, *totals, *noise[kMaxNoise];
 
-  Shared(const ScanForward<T>& params, int threads)
-      : p(params),
-        partition(cpu::partition(threads, p.steps, shape.H(), shape.recurrent_columns(), sizeof(T))),
-        weights{.transposed = true} {
+  explicit Shared(const ScanForward<T>& params) : p(params), weights{.transposed = true} {
     const int64_t rows = p.steps.most_rows_in_a_block(), N = p.steps.N;
     shape.add(value_layout, cell.values);
     for (int s = 0; s < cell.streams; ++s) {
@@ -68,19 +65,17 @@ struct Shared {
   void add_weights() {
     for (int s = 0; s < cell.streams; ++s) {
       const Weights<const T>& w = p.w[s];
-      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, packing}, {w.w_ih, shape.C}});
+      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, plan.input}, {w.w_ih, shape.C}});
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
-        weights.hh.push_back({{from,
-                               pieces(cell.recurrent_gates(), shape.H()),
-                               recurrent_packing_for<T>(p, kWorthTransposingForSteps),
-                               {shape.H(), shape.heads}},
-                              {w.w_hh, from}});
+        weights.hh.push_back(
+            {{from, pieces(cell.recurrent_gates(), shape.H()), plan.recurrent, {shape.H(), shape.heads}},
+             {w.w_hh, from}});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
         const int64_t from = shape.width(product.from);
-        weights.own.push_back({{from, pieces(1, shape.width(product.to)), packing}, {w.matrix[m], from}});
+        weights.own.push_back({{from, pieces(1, shape.width(product.to)), plan.input}, {w.matrix[m], from}});
       }
     }
   }
@@ -255,9 +250,8 @@ class Forward {
 
 template <class T>
 void scan_forward(const ScanForward<T>& params) {
-  const int threads = useful_threads(params);
-  Shared<T> shared(params, threads);
-  run_team(threads, [&](const Team& team) {
+  Shared<T> shared(params);
+  run_team(shared.plan.threads, [&](const Team& team) {
     Forward<T> forward(shared, team);
     rnnext::scan_forward(forward, params.steps);
   });

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/kernels.h"
+#include "cpu/plan.h"
 #include "cpu/pool.h"
 #include "cpu/registry.h"
 #include "cpu/scan.h"
@@ -97,15 +98,55 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
   return stack.backward(given, y, saved, output_mask.vec(), samples);
 }
 
+// `sizes`: the hidden size, then the cell's others.
+Shape shape_of(const CellShape& cell, int64_t C, at::IntArrayRef sizes) {
+  TORCH_CHECK(static_cast<int>(sizes.size()) == 1 + cell.sizes, "rnnext: ", sizes.size(), " sizes given, but ",
+              cell.name, " has ", 1 + cell.sizes);
+  for (int64_t size : sizes) check_size(cell, size);
+  return Shape(cell, C, sizes.data());
+}
+
 std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
   const CellShape& shape = cell_named(cell);
-  TORCH_CHECK(static_cast<int>(sizes.size()) == 1 + shape.sizes, "rnnext: ", sizes.size(), " sizes given, but ", cell,
-              " has ", 1 + shape.sizes);
-  for (int64_t size : sizes) check_size(shape, size);
-  const Shape layout(shape, 0, sizes.data());
+  const Shape layout = shape_of(shape, 0, sizes);
   std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams};
   for (int k = 0; k < shape.all_states(); ++k) result.push_back(layout.state_width(k));
   return result;
+}
+
+std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::IntArrayRef sizes, int64_t heads,
+                 const optional<Tensor>& batch_sizes, at::ScalarType dtype, bool bfloat16,
+                 const optional<int64_t>& threads) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  const auto check = [](const char* name, int64_t value, int64_t limit) {
+    TORCH_CHECK(0 < value && value <= limit, "rnnext: ", name, " is ", value, ", expected 1 to ", limit);
+  };
+  check("T", T, most), check("N", N, most), check("C", C, most);
+  check("threads", threads.value_or(1), 1 << 16);
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble, "rnnext: dtype is ", dtype,
+              ", expected float32 or float64: what is computed in");
+  Shape shape = shape_of(cell_named(cell), C, sizes);
+  const int64_t h = shape.state_width(0);
+  TORCH_CHECK(heads == 1 || (heads > 0 && h == shape.H() && h % heads == 0), "rnnext: heads is ", heads,
+              ", expected 1 or a divisor of the hidden size ", shape.H());
+  shape.heads = heads;
+  Sizes s{};
+  std::vector<int64_t> offsets{0};
+  if (batch_sizes) {
+    check_batch_sizes(*batch_sizes, most, s);
+    TORCH_CHECK(batch_sizes->size(0) == T && s.N == N, "rnnext: batch_sizes has ", batch_sizes->size(0),
+                " steps and begins with ", s.N, ", but T is ", T, " and N is ", N);
+    const int64_t* n = batch_sizes->const_data_ptr<int64_t>();
+    for (int64_t t = 0; t < s.T; ++t) offsets.push_back(offsets.back() + n[t]);
+    T = s.T;
+  }
+  const Steps steps{T, N, batch_sizes ? offsets.data() : nullptr, false, block_steps(T, N)};
+  const bool halves = bfloat16 && dtype == at::kFloat && has_bfloat16<float>();
+  const auto line = [&](Pass pass) {
+    const int available = threads ? static_cast<int>(*threads) : available_threads();
+    return to_string(make_plan(shape, steps, pass, halves, c10::elementSize(dtype), available), shape, steps);
+  };
+  return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);
 }
 
 std::vector<std::string> instruction_set_names() {
@@ -128,6 +169,7 @@ TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeExplicitAutograd, m) {
   m.impl("cell_shape", &cell_shape);
+  m.impl("plan", &plan);
   m.impl("load_cell", &load_cell);
   m.impl("instruction_sets", &instruction_set_names);
   m.impl("instruction_set", &instruction_set_name);

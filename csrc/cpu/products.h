@@ -5,7 +5,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
-#include "cpu/partition.h"
+#include "cpu/plan.h"
 #include "cpu/workspace.h"
 
 namespace rnnext::cpu {
@@ -48,25 +48,11 @@ bool uses_bfloat16(const Params& params) {
   return params.bfloat16 && has_bfloat16<T>();
 }
 
-// How the matrices of a scan are kept: packed, if so many rows in all repay it.
+// `params`: of a scan in the direction of `pass`.
 template <class T, class Params>
-Packing packing_for(const Params& params, int64_t worth) {
-  if (params.steps.total() < worth) return Packing::kInPlace;
-  return uses_bfloat16<T>(params) ? Packing::kBFloat16 : Packing::kPacked;
+Plan plan_of(const Params& params, Pass pass) {
+  return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T), available_threads());
 }
-
-// The same of W_hh, whose blocks and gates are multiplied by themselves: in bfloat16 they must begin at an even row. One
-// row at a step is bound by reading the weights, packed or not.
-template <class T, class Params>
-Packing recurrent_packing_for(const Params& params, int64_t worth) {
-  Packing packing = packing_for<T>(params, worth);
-  const bool halves = params.shape.H() / params.shape.heads % 2 == 0 && params.shape.head_width() % 2 == 0;
-  if (packing == Packing::kBFloat16 && !halves) packing = Packing::kPacked;
-  return packing == Packing::kPacked && params.steps.N == 1 ? Packing::kInPlace : packing;
-}
-
-// Rows in all that repay packing a matrix: transposed for a block, transposed for steps, as it lies.
-constexpr int64_t kWorthTransposing = 64, kWorthTransposingForSteps = 32, kWorthPacking = 8;
 
 // The product of the cell that uses one of its own matrices.
 inline const Product& product_with(const CellShape& cell, int matrix) {
@@ -77,15 +63,6 @@ inline const Product& product_with(const CellShape& cell, int matrix) {
 
 inline Range share_of(Range all, int64_t part, int64_t parts) {
   return {all.begin + all.size() * part / parts, all.begin + all.size() * (part + 1) / parts};
-}
-
-// `params`: of a scan in either direction.
-template <class Params>
-int useful_threads(const Params& params) {
-  const Shape& shape = params.shape;
-  int64_t columns = shape.gate_columns();
-  for (int k = 0; k < shape.cell->products; ++k) columns += shape.width(shape.cell->product[k].to);
-  return useful_threads(params.steps, columns, shape.C + shape.H());
 }
 
 // The buffer of one noise of a cell, [rows of a block, width].

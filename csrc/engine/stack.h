@@ -19,6 +19,14 @@ constexpr int64_t kBlockRows = 768;
 // The same of each sample, where each has its own gradients of the weights.
 constexpr int64_t kSampleRows = 64;
 
+// Steps in a time block: blocks of about equal length.
+inline int64_t block_steps(int64_t T, int64_t N, int64_t samples = 0) {
+  const int64_t rows = std::max(kBlockRows, kSampleRows * samples);
+  const int64_t most = std::clamp<int64_t>(rows / std::max<int64_t>(N, 1), 1, T);
+  const int64_t blocks = (T + most - 1) / most;
+  return (T + blocks - 1) / blocks;
+}
+
 template <class Backend>
 class Stack {
  public:
@@ -158,10 +166,7 @@ class Stack {
   }
 
   Steps steps(int64_t direction, int64_t samples = 0) const {
-    const int64_t rows = std::max(kBlockRows, kSampleRows * samples);
-    const int64_t most = std::clamp<int64_t>(rows / std::max<int64_t>(s_.N, 1), 1, s_.T);  // steps
-    const int64_t blocks = (s_.T + most - 1) / most, block = (s_.T + blocks - 1) / blocks;
-    return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1, block};
+    return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1, block_steps(s_.T, s_.N, samples)};
   }
 
   Shape shape(int64_t inputs) const {

@@ -1,0 +1,38 @@
+// The planner: how a scan is done, from its sizes and the number of threads. All that is decided before it begins is
+// decided here, by a pure function; tests/test_plan.py pins what it says.
+#pragma once
+
+#include <string>
+
+#include "cpu/gemm.h"
+#include "cpu/partition.h"
+
+namespace rnnext::cpu {
+
+enum class Pass { kForward, kBackward };
+
+// Why the work is split as it is.
+enum class Reason {
+  kAlone,     // one thread is all there is
+  kSmall,     // too little work in all for a team
+  kMany,      // sequences, for weights that stay in the caches
+  kFew,       // sequences, so that reading the weights bounds a product
+  kLarge,     // weights, which leave the caches between two steps
+  kMeetings,  // few sequences or large weights, but too little work in a step for the team to meet at each
+};
+
+struct Plan {
+  int threads;
+  Partition partition;
+  Reason reason;
+  Packing input;      // W_ih and the cell's own matrices
+  Packing recurrent;  // W_hh
+};
+
+// `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value; `threads`: those there are.
+Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, int threads);
+
+// One line, such as "2 threads by units (few): 0-31, 32-63; W_ih packed, W_hh in place; time blocks of 35 steps".
+std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps);
+
+}  // namespace rnnext::cpu

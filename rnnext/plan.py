@@ -1,0 +1,107 @@
+"""How the kernels would go about a call: the planner of the CPU engine, in words."""
+
+from __future__ import annotations
+
+import torch
+
+from rnnext import ops
+from rnnext.module_base import Layer
+from rnnext.packing import Lengths, as_tensor
+from rnnext.recurrent import Recurrent
+
+
+def plan(
+    layer: Layer | Recurrent,
+    T: int,
+    N: int,
+    lengths: Lengths | None = None,
+    threads: int | None = None,
+) -> str:
+    """Tell how a call would run on the CPU: what it decides from sizes and threads, nothing is run.
+
+    In a line: the threads that work, and how they share the work, **by rows** (each takes some
+    sequences through all steps) or **by units** (each takes some units of every sequence, and they
+    meet at each step); in brackets why:
+
+    - alone: one thread is all there is
+    - small: too little work in all for several
+    - many: sequences enough for each thread, weights that stay in its caches
+    - few: so few sequences that reading the weights takes the time
+    - large: weights that leave the caches between two steps
+    - meetings: few sequences or large weights, but too little work in a step to meet at each
+
+    then the sequences, longest first, or units of each thread; whether the weights are read in
+    place or packed for the call, in bfloat16 perhaps (of a bfloat16 layer, or under autocast, where
+    the processor multiplies it); and the steps in a time block, whose input is projected at once.
+
+    Args:
+        layer: a layer of rnnext, with its parameters on the CPU.
+        T: steps.
+        N: sequences.
+        lengths: of each sequence, [N] integers in 1..T, in any order; None: all have T steps.
+        threads: to share the work; None: torch's.
+
+    Returns:
+        For each layer of the stack a line of its forward and one of its backward, the same for
+        both directions of a bidirectional one.
+
+    Raises:
+        TypeError: layer is not one of rnnext's, or lengths are not integers.
+        ValueError: no kernels would run (another device or dtype, no compiler for a written cell);
+            lengths that are not [N] or out of range.
+        RuntimeError: T, N or threads below 1 or too large.
+
+    Example:
+        >>> print(plan(rnnext.GRU(8, 8), T=1, N=1, threads=2))
+        layer 0, forward: 1 thread (small); W_ih in place, W_hh in place; time blocks of 1 step
+        layer 0, backward: 1 thread (small); W_ih in place, W_hh in place; time blocks of 1 step
+    """
+    name, sizes, heads = _kernel(layer)
+    weight = getattr(layer, layer._names()[0])
+    rounded = ops._rounded_dtype(weight)
+    dtype = weight.dtype if rounded is None else torch.float32
+    if not weight.is_cpu or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the plan is that of the CPU kernels, but the layer is {weight.dtype} on "
+            f"{weight.device}: move it with .to('cpu', torch.float32)"
+        )
+    batch_sizes = None
+    if lengths is not None:
+        batch_sizes = torch.ops.rnnext.packing(as_tensor(lengths), N, T, False)[0]
+    lines = []
+    width = next(iter(layer._states().values()))
+    for k in range(layer.num_layers):
+        inputs = layer.input_size if k == 0 else width * (2 if layer.bidirectional else 1)
+        text = torch.ops.rnnext.plan(
+            name,
+            T,
+            N,
+            inputs,
+            [layer.hidden_size, *sizes],
+            heads,
+            batch_sizes,
+            dtype=dtype,
+            bfloat16=rounded == torch.bfloat16,
+            threads=threads,
+        )
+        lines += [f"layer {k}, {line}" for line in text.splitlines()]
+    return "\n".join(lines)
+
+
+def _kernel(layer: Layer | Recurrent) -> tuple[str, list[int], int]:
+    """The cell's name in the op, its sizes besides the hidden one, and the blocks of W_hh."""
+    if isinstance(layer, Recurrent):
+        name = layer._cell_name()
+        if name is None:
+            raise ValueError(
+                f"{type(layer).__name__} has no kernel here, as there is no compiler: the "
+                "reference runs it, which has no plan"
+            )
+        return name, layer._sizes(), layer.heads
+    if isinstance(layer, Layer):
+        return ("LSTM_PROJ", [layer.proj_size], 1) if layer.proj_size else (layer.mode, [], 1)
+    kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    raise TypeError(
+        f"layer is a {kind}, expected a layer of rnnext: LSTM, GRU, RNN or a Recurrent; "
+        "rnnext.swap makes one of a layer of torch.nn"
+    )

@@ -1,0 +1,289 @@
+"""What the planner picks: a table that pins its decisions, and what it says when it cannot."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import Case, Data
+from test_kernels import run_python
+from written_cells import ZOO
+
+import rnnext
+from rnnext import ops, plan
+
+PACKED = "W_ih packed, W_hh packed"
+IN_PLACE = "W_ih in place, W_hh in place"
+
+# cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
+# The edges: 100,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 4 sequences a thread;
+# 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread for a meeting; 64, 32 and 8 rows.
+TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
+    ("LSTM", (1, 1, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("LSTM", (35, 20, 200, 200), 1): (f"1 thread (alone); {PACKED}; time blocks of 35 steps",),
+    # A team: 25 * 500 * 2 * (2 + 2) = 100,000.
+    ("RNN_TANH", (24, 500, 2, 2), 2): (
+        "1 thread (small); W_ih packed, W_hh packed; time blocks of 1 step",
+    ),
+    ("RNN_TANH", (25, 500, 2, 2), 2): (
+        "2 threads by rows (many): 0-249, 250-499; W_ih packed, W_hh packed; time blocks of 1 step",
+    ),
+    ("LSTM", (1, 1, 64, 64), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
+    # Sequences: 4 a thread are enough.
+    ("LSTM", (10, 8, 128, 128), 2): (
+        f"2 threads by rows (many): 0-3, 4-7; {PACKED}; time blocks of 10 steps",
+    ),
+    ("LSTM", (10, 7, 128, 128), 2): (
+        f"2 threads by units (few): 0-63, 64-127; {PACKED}; time blocks of 10 steps",
+    ),
+    ("LSTM", (10, 7, 128, 128), 3): (
+        f"3 threads by units (few): 0-31, 32-79, 80-127; {PACKED}; time blocks of 10 steps",
+    ),
+    # Weights: 4 * 887^2 * 4 bytes are above 12 MiB, 886^2 below.
+    ("LSTM", (10, 20, 8, 886), 2): (
+        f"2 threads by rows (many): 0-9, 10-19; {PACKED}; time blocks of 10 steps",
+    ),
+    ("LSTM", (10, 20, 8, 887), 2): (
+        f"2 threads by units (large): 0-447, 448-886; {PACKED}; time blocks of 10 steps",
+    ),
+    # A meeting: 32 units a thread; 4 * 100 * 100 * 1 = 40,000 for two threads.
+    ("LSTM", (100, 7, 63, 63), 2): (
+        f"2 threads by rows (meetings): 0-3, 4-6; {PACKED}; time blocks of 100 steps",
+    ),
+    ("LSTM", (100, 7, 64, 64), 2): (
+        f"2 threads by units (few): 0-31, 32-63; {PACKED}; time blocks of 100 steps",
+    ),
+    ("LSTM", (100, 1, 99, 99), 2): (
+        "2 threads by rows (meetings): 0-0, none; W_ih packed, W_hh in place; "
+        "time blocks of 100 steps",
+    ),
+    ("LSTM", (100, 1, 100, 100), 2): (
+        "2 threads by units (few): 0-47, 48-99; W_ih packed, W_hh in place; "
+        "time blocks of 100 steps",
+    ),
+    # Rows that repay packing.
+    ("GRU", (9, 7, 64, 64), 1): (
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 9 steps",
+        f"1 thread (alone); {PACKED}; time blocks of 9 steps",
+    ),
+    ("GRU", (8, 8, 64, 64), 1): (f"1 thread (alone); {PACKED}; time blocks of 8 steps",),
+    ("GRU", (8, 4, 64, 64), 1): (
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 8 steps",
+        f"1 thread (alone); {PACKED}; time blocks of 8 steps",
+    ),
+    ("GRU", (31, 1, 64, 64), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 31 steps",
+        "1 thread (alone); W_ih packed, W_hh in place; time blocks of 31 steps",
+    ),
+    ("GRU", (2, 4, 64, 64), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 2 steps",
+        f"1 thread (alone); {PACKED}; time blocks of 2 steps",
+    ),
+    ("GRU", (1, 7, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    # Time blocks: up to 768 rows, of about equal length; a step is not divided.
+    ("GRU", (1000, 4, 8, 8), 1): (f"1 thread (alone); {PACKED}; time blocks of 167 steps",),
+    ("GRU", (3, 1000, 8, 8), 1): (f"1 thread (alone); {PACKED}; time blocks of 1 step",),
+    # More threads than sequences.
+    ("GRU", (100, 2, 32, 32), 4): (
+        f"4 threads by rows (meetings): 0-0, none, 1-1, none; {PACKED}; time blocks of 100 steps",
+    ),
+}
+
+
+def lines(text: str) -> list[str]:
+    """The plans of forward and backward, without what stands before them."""
+    forward, backward = text.splitlines()
+    assert forward.startswith("forward: ")
+    assert backward.startswith("backward: ")
+    return [line.split(": ", 1)[1] for line in (forward, backward)]
+
+
+@pytest.mark.parametrize("given", TABLE, ids=str)
+def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
+    cell, (T, N, C, H), threads = given
+    text = torch.ops.rnnext.plan(cell, T, N, C, [H], dtype=torch.float32, threads=threads)
+    expected = TABLE[given]
+    assert lines(text) == [expected[0], expected[-1]]
+
+
+def test_float64_weights_are_twice_as_large() -> None:
+    sizes = ("LSTM", 10, 20, 8, [700])
+    kinds = [
+        lines(torch.ops.rnnext.plan(*sizes, dtype=dtype, threads=2))[0].split(":")[0]
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert kinds == ["2 threads by rows (many)", "2 threads by units (large)"]
+
+
+def test_lengths_share_out_steps_not_sequences() -> None:
+    layer = rnnext.LSTM(64, 64)
+    assert "by rows (many): 0-0, 1-9;" in plan(layer, 90, 10, [90] + [10] * 9, threads=2)
+    assert "by rows (many): 0-4, 5-9;" in plan(layer, 90, 10, [90] * 10, threads=2)
+    assert plan(layer, 90, 10, [90] * 10, 2) == plan(layer, 90, 10, threads=2)
+    # Steps that no sequence has do not count.
+    assert plan(layer, 90, 10, torch.full((10,), 7)) == plan(layer, 7, 10)
+
+
+def test_lengths_of_one_are_like_padded_ones_for_any_threads() -> None:
+    """The padded shares are computed directly, the packed ones by counting."""
+    layer = rnnext.GRU(64, 40)
+    for threads in (1, 2, 3, 5, 8):
+        for T, N in ((5, 41), (1, 64), (7, 97), (50, 40)):
+            assert plan(layer, T, N, [T] * N, threads) == plan(layer, T, N, threads=threads)
+
+
+def test_bfloat16() -> None:
+    x = torch.randn(20, 8, 64)
+    layers = [rnnext.LSTM(64, 64, dtype=torch.bfloat16), rnnext.LSTM(64, 63, dtype=torch.bfloat16)]
+    even, odd = (plan(layer, 20, 8, threads=1) for layer in layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plan(rnnext.LSTM(64, 64), 20, 8, threads=1) == even
+    layers[0](x.bfloat16())
+    if "bfloat16" not in even:
+        assert PACKED in even  # the processor does not multiply bfloat16
+        return
+    assert "W_ih packed in bfloat16, W_hh packed in bfloat16" in even
+    assert "W_ih packed in bfloat16, W_hh packed;" in odd  # gates must begin at an even row
+    assert "bfloat16" not in plan(layers[0], 1, 1)  # read in place
+    assert "bfloat16" not in plan(rnnext.LSTM(64, 64, dtype=torch.float16), 20, 8)
+
+
+def test_stacks() -> None:
+    layer = rnnext.LSTM(8, 64, num_layers=2, bidirectional=True, proj_size=16)
+    text = plan(layer, 3, 20, threads=2)
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        *("layer 0, forward", "layer 0, backward", "layer 1, forward", "layer 1, backward")
+    ]
+    assert "other matrices packed" in text  # W_hr
+    # What a layer reads counts: C = 2 is too little for a team, 2 * H = 40 is not.
+    layers = plan(rnnext.RNN(2, 20, num_layers=2, bidirectional=True), 8, 20, threads=2)
+    assert ["1 thread (small)" in line for line in layers.splitlines()] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_written_cells(name: str) -> None:
+    layer = ZOO[name](6, 8)
+    text = plan(layer, 50, 20, threads=2)
+    assert ("W_hh" in text) == any("weight_hh" in n for n, _ in layer.named_parameters())
+    assert "time blocks of 25 steps" in text
+
+
+def test_threads_are_torchs(threads: None) -> None:
+    layer = rnnext.LSTM(64, 64)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        assert plan(layer, 50, 20) == plan(layer, 50, 20, threads=count)
+
+
+FORK = """
+import os, torch, rnnext
+torch.set_num_threads(2)
+layer = rnnext.LSTM(64, 64)
+assert "2 threads" in rnnext.plan(layer, 50, 20)
+pid = os.fork()
+if pid == 0:
+    os._exit("1 thread (alone)" not in rnnext.plan(layer, 50, 20))
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_has_one_thread() -> None:
+    result = run_python(FORK)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_results_are_right_by_every_plan(count: int, threads: None) -> None:
+    torch.set_num_threads(count)
+    for case in (Case(T=4, N=3, C=20, H=170), Case(T=9, N=21, C=5, H=64, lengths=(9, *[2] * 20))):
+        data = Data("LSTM", case)
+        expected, result = data.reference(), data.run(ops.rnn, torch.float64)
+        for name in data.names:
+            torch.testing.assert_close(result[name], expected[name], rtol=1e-9, atol=1e-9)
+
+
+LAYER = rnnext.LSTM(3, 4)
+WRONG: dict[str, tuple[Callable[[], str], type[Exception], str]] = {
+    "torch's layer": (
+        lambda: plan(torch.nn.LSTM(3, 4), 1, 1),  # type: ignore[arg-type]
+        *(TypeError, "torch.nn.modules.rnn.LSTM, expected a layer of rnnext.*rnnext.swap"),
+    ),
+    "a cell": (
+        lambda: plan(rnnext.LSTMCell(3, 4), 1, 1),  # type: ignore[arg-type]
+        *(TypeError, "LSTMCell, expected a layer"),
+    ),
+    "T": (lambda: plan(LAYER, 0, 1), RuntimeError, "T is 0, expected 1 to 2147483647"),
+    "N": (lambda: plan(LAYER, 1, -1), RuntimeError, "N is -1, expected 1"),
+    "huge T": (lambda: plan(LAYER, 2**40, 1), RuntimeError, "T is 1099511627776, expected 1"),
+    "threads": (
+        lambda: plan(LAYER, 1, 1, threads=0),
+        *(RuntimeError, "threads is 0, expected 1 to 65536"),
+    ),
+    "lengths": (lambda: plan(LAYER, 1, 2, [1]), ValueError, "one entry for each of 2 rows"),
+    "a length": (lambda: plan(LAYER, 2, 1, [3]), ValueError, r"lengths\[0\] is 3"),
+    "lengths of floats": (
+        lambda: plan(LAYER, 2, 1, torch.ones(1)),
+        *(TypeError, "lengths must be integers"),
+    ),
+    "device": (
+        lambda: plan(rnnext.LSTM(3, 4, device="meta"), 1, 1),
+        *(ValueError, "CPU kernels, but the layer is torch.float32 on meta"),
+    ),
+    "dtype": (
+        lambda: plan(rnnext.LSTM(3, 4).to(torch.complex64), 1, 1),
+        *(ValueError, "CPU kernels, but the layer is torch.complex64"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_errors(what: str) -> None:
+    call, error, message = WRONG[what]
+    with pytest.raises(error, match=message):
+        call()
+
+
+OP: dict[str, tuple[dict[str, object], str]] = {
+    "cell": ({"cell": "LSTN"}, "no cell is called 'LSTN'"),
+    "no sizes": ({"sizes": []}, "0 sizes given, but LSTM has 1"),
+    "size": ({"sizes": [2**62]}, "a size of LSTM is 4611686018427387904"),
+    "C": ({"C": 0}, "C is 0, expected 1"),
+    "heads": ({"heads": 3}, "heads is 3, expected 1 or a divisor of the hidden size 4"),
+    "no heads": ({"heads": 0}, "heads is 0, expected 1 or a divisor"),
+    "dtype": ({"dtype": torch.int64}, "dtype is Long, expected float32 or float64"),
+    "batch_sizes": (
+        {"batch_sizes": torch.tensor([2, 1])},
+        "batch_sizes has 2 steps and begins with 2, but T is 3 and N is 2",
+    ),
+    "more rows": (
+        {"batch_sizes": torch.tensor([5, 1, 1])},
+        "batch_sizes has 3 steps and begins with 5, but T is 3 and N is 2",
+    ),
+    "batch_sizes that grow": ({"batch_sizes": torch.tensor([1, 2, 1])}, "never increase"),
+    "no steps": ({"batch_sizes": torch.tensor([0, 0, 0])}, "must begin above 0"),
+    "empty": (
+        {"batch_sizes": torch.tensor([], dtype=torch.int64)},
+        "batch_sizes has 0 steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OP)
+def test_errors_of_the_op(what: str) -> None:
+    good = {"cell": "LSTM", "T": 3, "N": 2, "C": 3, "sizes": [4], "dtype": torch.float32}
+    change, message = OP[what]
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        torch.ops.rnnext.plan(**{**good, **change})
+
+
+def test_sizes_beyond_all_memory_do_not_overflow() -> None:
+    most = 2**31 - 1
+    text = torch.ops.rnnext.plan("LSTM", most, most, most, [most], dtype=torch.float64, threads=3)
+    assert "3 threads by units (large)" in text
+    text = torch.ops.rnnext.plan("LSTM", most, most, 1, [1], dtype=torch.float64, threads=3)
+    assert "(many): 0-715827882, 715827883-1431655764, 1431655765-2147483646;" in text
