@@ -17,7 +17,7 @@ def plan(
     lengths: Lengths | None = None,
     threads: int | None = None,
 ) -> str:
-    """Tell how a call would run on the CPU: what it decides from sizes and threads, nothing is run.
+    """Tell how a call of a layer on the CPU would be done; nothing is run.
 
     In a line: the threads that work, and how they share the work, **by rows** (each takes some
     sequences through all steps) or **by units** (each takes some units of every sequence, and they

@@ -166,7 +166,8 @@ def test_stacks() -> None:
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_written_cells(name: str) -> None:
-    layer = ZOO[name](6, 8)
+    cell = ZOO[name]
+    layer = cell(6, 8, **dict.fromkeys(cell._default.sizes, 5))
     text = plan(layer, 50, 20, threads=2)
     assert ("W_hh" in text) == any("weight_hh" in n for n, _ in layer.named_parameters())
     assert "time blocks of 25 steps" in text

@@ -72,6 +72,7 @@ def test_layers() -> None:
         assert type(packed) is PackedSequence
         assert type(y) is type(h) is Tensor
     assert type(c) is Tensor
+    assert type(assert_type(rnnext.plan(lstm, 5, 2, lengths=[5, 2]), str)) is str
 
 
 def test_cells() -> None:
