@@ -1,5 +1,5 @@
 // The planner: how a scan is done, from its sizes and the number of threads. All that is decided before it begins is
-// decided here, by a pure function; tests/test_plan.py pins what it says.
+// decided here, by a pure function; tests/test_planner.py pins what it says.
 #pragma once
 
 #include <string>
