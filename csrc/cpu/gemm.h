@@ -16,6 +16,8 @@ constexpr int64_t kRowChunk = 64;
 constexpr int64_t kPanelWidth = 64;
 // Of a matrix that is read as it lies. A row of a narrow panel would be in another page each.
 constexpr int64_t kPanelWidthInPlace = 256;
+// A panel of B of this many rows stays in L2 beside the rows of A.
+constexpr int64_t kDepthBlock = 1024;
 
 // Columns are cut into panels of about equal width, `width` at most, at multiples of 16: the end of the one that begins at
 // `begin`.
@@ -24,8 +26,6 @@ constexpr int64_t panel_end(int64_t begin, int64_t end, int64_t width = kPanelWi
   const int64_t most = width / grain, grains = (end - begin + grain - 1) / grain, panels = (grains + most - 1) / most;
   return std::min(end, begin + (grains + panels - 1) / panels * grain);
 }
-// A panel of B of this many rows stays in L2 beside the rows of A.
-constexpr int64_t kDepthBlock = 1024;
 
 // Columns in `count` blocks of equal width, again in each `period`: block i is multiplied by columns i * depth ..
 // (i + 1) * depth of A. One block: a full matrix.
@@ -46,7 +46,7 @@ constexpr int64_t even(int64_t n) {
 // How the right-hand side of products is kept.
 enum class Packing { kInPlace, kPacked, kBFloat16 };
 
-// The right-hand side B [depth, columns] of products C = A B, cut into panels of at most kPanelWidth columns.
+// The right-hand side B [depth, columns] of products C = A B, cut into panels of columns.
 //
 // Packed: each panel is stored contiguously, [depth][width]. In place: the weights are read as they lie, where the
 // products have too few rows to repay the packing. In bfloat16, a part of the depth may only begin at an even row.

@@ -56,7 +56,8 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, int thre
   if (threads == 1) return Reason::kAlone;
   if (!worth_team(shape, steps)) return Reason::kSmall;
   const double weights = static_cast<double>(shape.H()) * shape.recurrent_columns();
-  const bool few = steps.N<kFewRows * threads, large = weights * bytes> kLargeWeights;
+  const bool few = steps.N < kFewRows * threads;
+  const bool large = weights * bytes > kLargeWeights;
   if (!few && !large) return Reason::kMany;
   const bool worth_meeting = shape.H() >= 2 * kUnitGrain * threads && steps.N * weights >= threads * kWorthMeeting;
   return !worth_meeting ? Reason::kMeetings : few ? Reason::kFew : Reason::kLarge;
