@@ -20,6 +20,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "buildtools"))
 import checks  # noqa: E402
+import nvcc  # noqa: E402
 
 # pip puts no scripts of an environment that is not activated on the path; ninja is one.
 os.environ["PATH"] = os.pathsep.join(
@@ -43,10 +44,15 @@ CXX_FLAGS = [
 # from the libgomp that torch brings; two runtimes in a process would fight over the cores.
 OPENMP = {"g++": ["-fopenmp"], "clang++": []}
 
+# The CUDA libraries themselves, cudart for one, are those that torch brings, as with OpenMP.
+CUDA_LIBRARIES = ["torch_cuda", "c10_cuda"]
+
 BUILD_SOURCE = "csrc/build_info.cpp"
 BUILD_INFO = '''"""Written by setup.py, for _load.py to read before the kernels are loaded."""
 
 TORCH_VERSION = "{torch}"
+CUDA_VERSION = {cuda!r}
+CUDA_ARCHITECTURES = {architectures!r}
 '''
 
 
@@ -63,21 +69,6 @@ CELL_HEADERS = glob(
     "csrc/cpu/isa/*.h",
     *(f"csrc/{name}.h" for name in ("cpu/simd", "cpu/step", "cpu/written", "engine/cell")),
 )
-
-
-def cuda_sources() -> list[str]:
-    """The CUDA files to build; RNNEXT_CUDA=0 or 1 decides by hand. Says what was chosen and why."""
-    wish = os.environ.get("RNNEXT_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise checks.fail(
-            f"RNNEXT_CUDA={wish}: give 0 (no CUDA kernels) or 1 (build them, or fail)"
-        )
-    found = glob("csrc/**/*.cu")
-    why_not = "RNNEXT_CUDA=0" if wish == "0" else "" if found else "csrc has no CUDA sources"
-    if wish == "1" and why_not:
-        raise checks.fail(f"RNNEXT_CUDA=1, but {why_not}")
-    print(f"rnnext: CUDA kernels: {f'no, {why_not}' if why_not else 'yes'}", flush=True)
-    return [] if why_not else found
 
 
 def torch_build_ext() -> type[build_ext]:
@@ -105,11 +96,21 @@ def torch_build_ext() -> type[build_ext]:
             flags = [*CXX_FLAGS, *OPENMP[family], abi]
             flags += shlex.split(os.environ.get("CXXFLAGS", ""))
             ops, build = self.extensions
-            ops.extra_compile_args = flags
+            ops.extra_compile_args = {"cxx": flags}
+            cuda_sources = glob("csrc/**/*.cu")
+            cuda_version = nvcc.choose(cuda_sources, os.environ["CXX"])
+            if cuda_version:
+                ops.sources += cuda_sources
+                ops.libraries += CUDA_LIBRARIES
+                ops.extra_compile_args["nvcc"] = [*nvcc.flags(os.environ["CXX"]), abi]
             build.extra_compile_args = [*flags, f'-DRNNEXT_CXX_FLAGS="{shlex.join(flags)}"']
             super().run()
             library = Path(self.get_ext_fullpath("rnnext._ops"))
-            info = BUILD_INFO.format(torch=torch.__version__)
+            info = BUILD_INFO.format(
+                torch=torch.__version__,
+                cuda=cuda_version,
+                architectures=nvcc.architectures() if cuda_version else "",
+            )
             library.with_name("_build_info.py").write_text(info, encoding="utf-8")
             if not self.inplace:  # where the source tree is not at hand
                 for header in CELL_HEADERS:
@@ -142,7 +143,7 @@ setup(
     ext_modules=[
         Extension(
             "rnnext._ops",
-            [*(s for s in glob("csrc/**/*.cpp") if s != BUILD_SOURCE), *cuda_sources()],
+            [source for source in glob("csrc/**/*.cpp") if source != BUILD_SOURCE],
             libraries=["torch_cpu", "c10"],
             language="c++",
         ),

@@ -19,9 +19,10 @@ def check_torch() -> None:
     """Compare the torch that is installed with the one that the kernels were built against.
 
     ATen has no stable ABI from one minor version to the next: a library that loads may crash later.
+    CUDA's is stable within a major version. Kernels for the CPU alone fit a torch with CUDA, too.
 
     Raises:
-        ImportError: nothing was built, or their minor versions differ.
+        ImportError: nothing was built, or minor versions of torch or major ones of CUDA differ.
     """
     try:
         built = importlib.import_module("rnnext._build_info").TORCH_VERSION
@@ -30,10 +31,25 @@ def check_torch() -> None:
             f"rnnext's kernels are not built. Build them in its source folder:\n    {BUILD_COMMAND}"
         ) from None
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
-        raise ImportError(
-            f"rnnext was built against torch {built}, but torch {torch.__version__} is installed. "
-            f"Rebuild it in its source folder:\n    {BUILD_COMMAND}"
-        )
+        problem = f"against torch {built}, but torch {torch.__version__} is installed"
+    elif (cuda := cuda_version()) and _major(cuda) != _major(torch.version.cuda):
+        theirs = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        problem = f"with kernels for CUDA {cuda}, but torch {torch.__version__} is {theirs}"
+    else:
+        return
+    raise ImportError(
+        f"rnnext was built {problem}. Rebuild it in its source folder:\n    {BUILD_COMMAND}"
+    )
+
+
+def _major(version: str | None) -> str | None:
+    return version and version.split(".")[0]
+
+
+def cuda_version() -> str | None:
+    """The version of CUDA that the kernels were built with; None: they are for the CPU alone."""
+    info = importlib.import_module("rnnext._build_info")
+    return getattr(info, "CUDA_VERSION", None)  # earlier builds do not say
 
 
 def library_path() -> Path:
@@ -76,10 +92,14 @@ def build_info() -> dict[str, object]:
     Returns:
         `torch_version`, `compiler`, `cxx_standard`, `cxx_flags`, `openmp` (the version of the
         standard, or None), `instruction_sets` (compiled in, best first), `instruction_set`
-        (in use).
+        (in use), `cuda_version` (None: without CUDA kernels), `cuda_architectures` (in the words of
+        TORCH_CUDA_ARCH_LIST).
     """
     build = importlib.import_module("rnnext._build")
     facts = {name: value for name, value in vars(build).items() if not name.startswith("_")}
     facts["instruction_sets"] = torch.ops.rnnext.instruction_sets()
     facts["instruction_set"] = torch.ops.rnnext.instruction_set()
+    facts["cuda_version"] = cuda_version()
+    info = importlib.import_module("rnnext._build_info")
+    facts["cuda_architectures"] = getattr(info, "CUDA_ARCHITECTURES", "")
     return facts

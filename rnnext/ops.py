@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnext import batched_grads, derivatives, reference  # noqa: F401 (registers rules)
+from rnnext import _load, batched_grads, derivatives, reference  # noqa: F401 (registers rules)
 from rnnext.cell import Declaration
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -155,9 +155,15 @@ _announce_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
+    remedy = ""
+    if device == "cuda" and torch.version.cuda and _load.cuda_version() is None:
+        remedy = (
+            ". rnnext was built without its CUDA kernels; build them in its source folder:\n"
+            f"    export RNNEXT_CUDA=1 && {_load.BUILD_COMMAND}"
+        )
     warnings.warn(
         f"rnnext has no kernel for {dtype} on {device}: this call, and later ones like it, run "
-        "the slower reference in plain PyTorch",
+        f"the slower reference in plain PyTorch{remedy}",
         stacklevel=4,
     )
 

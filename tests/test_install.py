@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import rnnext
-from rnnext import _load
+from rnnext import _load, ops
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(rnnext.__file__).parent
@@ -34,12 +34,15 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def fake_build(monkeypatch: pytest.MonkeyPatch, torch_version: str | None) -> None:
-    """Let the record of the build name that torch; None: nothing was built."""
+def fake_build(
+    monkeypatch: pytest.MonkeyPatch, torch_version: str | None, cuda: str | None = None
+) -> None:
+    """Let the record of the build name that torch and CUDA; None: nothing was built."""
     module = None
     if torch_version is not None:
         module = types.ModuleType("rnnext._build_info")
         module.TORCH_VERSION = torch_version
+        module.CUDA_VERSION = cuda
     monkeypatch.setitem(sys.modules, "rnnext._build_info", module)
 
 
@@ -84,6 +87,45 @@ class TestImport:
         with pytest.raises(ImportError, match="Rebuild"):
             _load.check_torch()
 
+    @pytest.mark.parametrize(
+        ("built", "installed"), [(None, None), (None, "13.0"), ("13.0", "13.0"), ("13.0", "13.2")]
+    )
+    def test_cuda_of_one_major_version_is_accepted(self, monkeypatch, built, installed):
+        monkeypatch.setattr(torch.version, "cuda", installed)
+        fake_build(monkeypatch, torch.__version__, built)
+        _load.check_torch()
+
+    @pytest.mark.parametrize(
+        ("installed", "words"), [(None, "without CUDA"), ("12.8", "for CUDA 12.8")]
+    )
+    def test_another_cuda_is_one_clear_error(self, monkeypatch, installed, words):
+        monkeypatch.setattr(torch.version, "cuda", installed)
+        fake_build(monkeypatch, torch.__version__, "13.0")
+        with pytest.raises(ImportError) as error:
+            _load.load_library()
+        assert str(error.value) == (
+            f"rnnext was built with kernels for CUDA 13.0, but torch {torch.__version__} is "
+            f"{words}. Rebuild it in its source folder:\n    {_load.BUILD_COMMAND}"
+        )
+
+    @pytest.mark.parametrize(
+        ("device", "torch_cuda", "built", "says_how"),
+        [
+            ("cuda", "13.0", None, True),
+            ("cuda", "13.0", "13.0", False),  # a dtype that has no kernel
+            ("cuda", None, None, False),  # a torch for AMD's GPUs calls them cuda, too
+            ("xpu", None, None, False),
+        ],
+    )
+    def test_the_reference_on_a_gpu_says_how_to_build_kernels(
+        self, monkeypatch, device, torch_cuda, built, says_how
+    ):
+        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+        fake_build(monkeypatch, torch.__version__, built)
+        with pytest.warns(UserWarning, match=f"no kernel for torch.float32 on {device}") as caught:
+            ops._warn_of_reference.__wrapped__(device, torch.float32)
+        assert str(caught[0].message).endswith(_load.BUILD_COMMAND) == says_how
+
 
 def links(library: Path) -> set[str]:
     """What a library asks the loader for (NEEDED), and where to look (RPATH, RUNPATH)."""
@@ -98,8 +140,11 @@ class TestLibraries:
     def test_ops_link_torch_and_no_python_and_no_openmp(self):
         ours = {name.split(".so")[0] for name in links(_load.library_path())}
         system = {"libstdc++", "libgcc_s", "libm", "libc", "libpthread", "libdl"}
+        torchs = {"libtorch", "libtorch_cpu", "libc10"}
+        if _load.cuda_version():
+            torchs |= {"libtorch_cuda", "libc10_cuda"}  # which bring cudart
         assert {"libtorch_cpu", "libc10"} <= ours
-        assert ours <= {"libtorch", "libtorch_cpu", "libc10", *system, "ld-linux-x86-64"}
+        assert ours <= {*torchs, *system, "ld-linux-x86-64"}
 
     def test_build_module_links_no_torch(self):
         library = Path(importlib.import_module("rnnext._build").__file__)
@@ -192,13 +237,102 @@ class TestBuildChecks:
         with pytest.raises(SystemExit, match="headers are missing"):
             checks.check_headers()
 
-    @pytest.mark.skipif(
-        not shutil.which("ninja"), reason="needs what a build without isolation needs"
+
+class TestCudaChoice:
+    """The decision whether to build CUDA kernels, which needs neither a GPU nor nvcc."""
+
+    @pytest.fixture
+    def nvcc(self, checks, monkeypatch):
+        """The module, on a machine that has all that the kernels need."""
+        import nvcc
+
+        monkeypatch.setenv("RNNEXT_CUDA", "")
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+        monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(nvcc, "find", lambda: "nvcc")
+        monkeypatch.setattr(nvcc, "cuda_version", lambda command: "13.0")
+        monkeypatch.setattr(nvcc, "host_compiler_problem", lambda command, cxx: "")
+        return nvcc
+
+    @pytest.mark.parametrize("wish", ["", "1"])
+    @pytest.mark.parametrize("version", ["13.0", "13.2"])
+    def test_yes(self, nvcc, monkeypatch, capsys, wish, version):
+        monkeypatch.setenv("RNNEXT_CUDA", wish)
+        monkeypatch.setattr(nvcc, "cuda_version", lambda command: version)
+        assert nvcc.choose(["scan.cu"], "g++") == version
+        said = capsys.readouterr().out
+        assert said == f"rnnext: CUDA kernels: yes, CUDA {version} for {nvcc.ARCHITECTURES}\n"
+
+    def test_no_by_hand(self, nvcc, monkeypatch, capsys):
+        monkeypatch.setenv("RNNEXT_CUDA", "0")
+        assert nvcc.choose(["scan.cu"], "g++") is None
+        assert capsys.readouterr().out == "rnnext: CUDA kernels: no: RNNEXT_CUDA=0\n"
+
+    @pytest.mark.parametrize(
+        ("lack", "words"),
+        [
+            ("sources", "csrc has no CUDA sources"),
+            ("torch", "torch 2.13.0+cpu has no CUDA"),
+            ("nvcc", "is for CUDA 13.0, but there is no nvcc; install the CUDA toolkit 13.x"),
+            ("an nvcc that runs", "is for CUDA 13.0, but there is no nvcc; install the CUDA"),
+            ("version", "is for CUDA 13.0, but nvcc of 12.8; install the CUDA toolkit 13.x"),
+            ("compiler", "nvcc 13.0 does not work with g++: too new"),
+        ],
     )
-    def test_cuda_by_hand_is_0_or_1(self):
-        result = run("setup.py", "--name", RNNEXT_CUDA="yes")
-        assert result.returncode != 0
-        assert "RNNEXT_CUDA=yes: give 0" in result.stderr
+    def test_no_says_what_is_missing_and_by_hand_fails(
+        self, nvcc, monkeypatch, capsys, lack, words
+    ):
+        if lack == "torch":
+            monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+            monkeypatch.setattr(torch.version, "cuda", None)
+        if lack == "nvcc":
+            monkeypatch.setattr(nvcc, "find", lambda: None)
+        if lack in ("an nvcc that runs", "version"):
+            found = "12.8" if lack == "version" else None
+            monkeypatch.setattr(nvcc, "cuda_version", lambda command: found)
+        if lack == "compiler":
+            monkeypatch.setattr(nvcc, "host_compiler_problem", lambda command, cxx: "too new")
+        sources = [] if lack == "sources" else ["scan.cu"]
+        assert nvcc.choose(sources, "g++") is None
+        said = capsys.readouterr().out
+        assert said.startswith("rnnext: CUDA kernels: no: ")
+        assert words in said
+
+        monkeypatch.setenv("RNNEXT_CUDA", "1")
+        with pytest.raises(SystemExit, match=f"RNNEXT_CUDA=1, but .*{re.escape(words)}"):
+            nvcc.choose(sources, "g++")
+
+    def test_by_hand_is_0_or_1(self, nvcc, monkeypatch):
+        monkeypatch.setenv("RNNEXT_CUDA", "yes")
+        with pytest.raises(SystemExit, match="RNNEXT_CUDA=yes: give 0"):
+            nvcc.choose(["scan.cu"], "g++")
+
+    def test_nvcc_is_asked(self, checks, monkeypatch, tmp_path):
+        import nvcc
+
+        program = tmp_path / "nvcc"
+        program.write_text(
+            '#!/bin/sh\n[ "$1" = --version ] && echo "Cuda compilation, release 13.0" && exit\n'
+            'echo "In file included" "$1" >&2; echo "#error -- too new" >&2; exit 1\n'
+        )
+        program.chmod(0o755)
+        assert nvcc.cuda_version(str(program)) == "13.0"
+        assert nvcc.host_compiler_problem(str(program), "g++") == "#error -- too new"
+        assert nvcc.cuda_version("/no/such/nvcc") is None
+
+    @pytest.mark.parametrize(
+        ("wanted", "expected"),
+        [
+            ("", {"compute_80,code=sm_80", "compute_90,code=sm_90", "compute_90,code=compute_90"}),
+            ("8.6 9.0a", {"compute_86,code=sm_86", "compute_90a,code=sm_90a"}),
+        ],
+    )
+    def test_architectures_need_no_gpu(self, nvcc, monkeypatch, wanted, expected):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+        flags = nvcc.flags("ccache g++-12 -m64")
+        assert {f.removeprefix("-gencode=arch=") for f in flags if "gencode" in f} == expected
+        assert "-ccbin=g++-12" in flags
 
 
 class TestBackend:
