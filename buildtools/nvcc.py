@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,11 +25,11 @@ FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "-Xcompiler=-Wall,-fvisib
 
 
 def find() -> str | None:
-    """The nvcc that torch compiles with: of CUDA_HOME, on the path, or of /usr/local/cuda."""
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
-    return str(nvcc) if CUDA_HOME and nvcc.exists() else None
+    """The nvcc of CUDA_HOME, or the one on the path, or of /usr/local/cuda: as torch finds it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which(f"{home}/bin/nvcc")
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def cuda_version(nvcc: str) -> str | None:
