@@ -102,8 +102,9 @@ def compile_source(nvcc_command: list[str], source: Path) -> bool:
 
 
 def main() -> int:
+    named = [Path(argument).absolute() for argument in sys.argv[1:]]
     os.chdir(ROOT)
-    sources = [Path(argument) for argument in sys.argv[1:]] or [
+    sources = named or [
         path for folder in ("csrc", "benchmarks") for path in sorted(Path(folder).glob("**/*.cu"))
     ]
     compiler = nvcc.find()
