@@ -94,10 +94,10 @@ def compile_source(nvcc_command: list[str], source: Path) -> bool:
     compiled = done.returncode == 0 and not re.search(r"\bwarning\b", said)
     found = kernels(said)
     in_memory = sorted({k.name for k in found if k.stack or k.spills})
-    print(f"\n{source} ({time.monotonic() - start:.0f} s)", flush=True)
-    print(*(table(found) if compiled else [said]), sep="\n")
-    for name in in_memory:
-        print(f"error: {name} does not keep to its registers")
+    lines = [f"\n{source} ({time.monotonic() - start:.0f} s)"]
+    lines += table(found) if compiled else [said]
+    lines += [f"error: {name} does not keep to its registers" for name in in_memory]
+    print("\n".join(lines), flush=True)  # at once: several are compiled at a time
     return compiled and not in_memory
 
 
