@@ -18,10 +18,8 @@ import argparse
 import dataclasses
 import itertools
 import json
-import re
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +27,11 @@ import probes
 import report
 import torch
 from machine import about
-from peers import CELLS, IMPLS, MODES, SHAPES, Problem, Shape, Step, WrongResult, check
-from roofline import BYTES, Machine, floor, products
-from timing import in_turn
+from peers import CELLS, IMPLS, MODES, SHAPES, Problem, Shape, WrongResult, check, shape_of
+from roofline import BYTES, GATES, Machine, floor, products
+from timing import in_turn, wall
 
 LOOP_SECONDS = 2.0  # of one pass of the loop in PyTorch: where it takes longer, it is left out
-
-
-def shape_of(text: str) -> Shape:
-    """From "T,N,H", with ",L2", ",D2" or ",packed" after it."""
-    found = re.fullmatch(r"([1-9]\d*),([1-9]\d*),([1-9]\d*)(,L[1-9])?(,D[12])?(,packed)?", text)
-    if not found:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected T,N,H, each 1 or more, then what applies of L2 (layers), D2 "
-            "(directions), packed, in this order; for example 35,20,200,L2"
-        )
-    *sizes, layers, directions, packed = found.groups()
-    options = {"L": int((layers or ",L1")[2:]), "D": int((directions or ",D1")[2:])}
-    return Shape(*map(int, sizes), **options, packed=bool(packed))
-
-
-def seconds_of(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def measure(
@@ -64,7 +43,7 @@ def measure(
         WrongResult: what `check` raises.
     """
     problem = Problem(cell, shape, getattr(torch, dtype))
-    loop = ["loop"] if seconds_of(problem.step(mode, "loop")) < LOOP_SECONDS else []
+    loop = ["loop"] if wall(problem.step(mode, "loop")) < LOOP_SECONDS else []
     errors = check(problem, mode, [*IMPLS, *loop])
     steps = {impl: problem.step(mode, impl) for impl in [*IMPLS, *loop]}
     if shape.packed:
@@ -83,7 +62,7 @@ def measure(
         "ratio": medians["torch"] / medians["rnnext"],
         "ratio_of_minima": min(times["torch"]) / min(times["rnnext"]),
         "milliseconds": {name: 1e3 * value for name, value in medians.items()},
-        "gflops_per_second": products(cell, mode, shape) / medians["rnnext"] / 1e9,
+        "gflops_per_second": products(GATES[cell], mode, shape) / medians["rnnext"] / 1e9,
         "floor_milliseconds": {k: 1e3 * v for k, v in dataclasses.asdict(least).items()},
         "bound": least.bound,
         "fraction": least.seconds / medians["rnnext"],

@@ -16,6 +16,11 @@ import rnnext
 
 def about() -> dict[str, Any]:
     """Facts for the head of a result file."""
+    return {**versions(), "torch_matmul_gflops_per_second": matmul_gflops()}
+
+
+def versions() -> dict[str, Any]:
+    """Those facts that take no time."""
     return {
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
@@ -24,7 +29,6 @@ def about() -> dict[str, Any]:
         "rnnext": rnnext.__version__,
         "build": rnnext.build_info(),
         "python": platform.python_version(),
-        "torch_matmul_gflops_per_second": matmul_gflops(),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -74,26 +76,52 @@ SHAPES = (
 )
 
 
+def shape_of(text: str) -> Shape:
+    """From "T,N,H", with ",L2", ",D2" or ",packed" after it."""
+    found = re.fullmatch(r"([1-9]\d*),([1-9]\d*),([1-9]\d*)(,L[1-9])?(,D[12])?(,packed)?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected T,N,H, each 1 or more, then what applies of L2 (layers), D2 "
+            "(directions), packed, in this order; for example 35,20,200,L2"
+        )
+    *sizes, layers, directions, packed = found.groups()
+    options = {"L": int((layers or ",L1")[2:]), "D": int((directions or ",D1")[2:])}
+    return Shape(*map(int, sizes), **options, packed=bool(packed))
+
+
 class Problem:
     """A cell and a shape: the same weights, input and output gradient for every implementation.
 
-    These are `rnnext`, `torch` (torch.nn) and `loop` (the equations step by step in PyTorch).
+    These are `rnnext`, `torch` (torch.nn; cuDNN's where that is) and `loop` (the equations step by
+    step in PyTorch).
     """
 
-    def __init__(self, cell: str, shape: Shape, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        cell: str,
+        shape: Shape,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
         torch.manual_seed(0)
         self.cell, self.shape, self.dtype = cell, shape, dtype
         options = {"num_layers": shape.L, "bidirectional": shape.D == 2, "dtype": dtype}
         self.layers = {
-            name: getattr(module, cell)(shape.H, shape.H, **options)
+            name: getattr(module, cell)(shape.H, shape.H, **options).to(device)
             for name, module in IMPLS.items()
         }
         self.layers["rnnext"].load_state_dict(self.layers["torch"].state_dict())
         self.layers["loop"] = self.layers["torch"]
-        self.x: Tensor | PackedSequence = torch.randn(shape.T, shape.N, shape.H).to(dtype)
+        x = torch.randn(shape.T, shape.N, shape.H).to(device, dtype)
+        self.x: Tensor | PackedSequence = x
         if shape.packed:
-            self.x = pack_padded_sequence(self.x, torch.tensor(shape.lengths))
-        self.dy = torch.randn(*self._data(self.x).shape[:-1], shape.D * shape.H).to(dtype)
+            self.x = pack_padded_sequence(x, torch.tensor(shape.lengths))
+        dy = torch.randn(*self._data(self.x).shape[:-1], shape.D * shape.H)
+        self.dy = dy.to(device, dtype)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return list(self.layers["torch"].parameters())
 
     @staticmethod
     def _data(x: Tensor | PackedSequence) -> Tensor:
@@ -141,8 +169,9 @@ class Problem:
     def step(self, mode: str, impl: str) -> Step:
         return self.training(impl) if mode == "training" else self.inference(impl)
 
+    @torch.backends.cudnn.flags(enabled=False)
     def exact(self, mode: str) -> tuple[Tensor, ...]:
-        """The same in float64, by torch.nn."""
+        """The same in float64, by torch.nn without cuDNN."""
         twin = copy.copy(self)
         twin.dy = self.dy.double()
         twin.layers = {"torch": copy.deepcopy(self.layers["torch"]).double()}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
-import statistics
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from report_parts import judged, mean, refused, table
 from targets import KINDS, of_kind, target
 
 Row = dict[str, Any]
@@ -29,7 +27,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 def short(result: dict[str, Any]) -> str:
     """The table of ratios of the README, and the summary."""
     tables = [speed(result), summary(result)] if result["rows"] else []
-    return "\n\n".join(filter(None, [*_refused(result), *tables]))
+    return "\n\n".join(filter(None, [*refused(result), *tables]))
 
 
 def long(result: dict[str, Any], path: Path) -> str:
@@ -42,7 +40,7 @@ def long(result: dict[str, Any], path: Path) -> str:
         f"rnnext {facts['rnnext']} ({facts['build']['instruction_set']}), {facts['date']}. Made by "
         f"`benchmarks/compare.py` from [{path.name}]({path.name}).",
         _TERMS,
-        *_refused(result),
+        *refused(result),
         *(_figures(result, path) if result["rows"] else []),
         "## The machine, by probes in the same run",
         *(_machine(machine) for machine in result["machines"]),
@@ -56,7 +54,7 @@ def _figures(result: dict[str, Any], path: Path) -> list[str]:
         "## Summary",
         summary(result),
         "## Every shape",
-        _table(_HEAD, [_cells(row) for row in result["rows"]]),
+        table(_HEAD, [_cells(row) for row in result["rows"]]),
     ]
 
 
@@ -91,9 +89,9 @@ def speed(result: dict[str, Any]) -> str:
     for shape in dict.fromkeys(key[0] for key in ratios):
         found = [ratios.get((shape, *column)) for column in columns]
         lines.append([shape, *("" if ratio is None else f"{ratio:.2f}" for ratio in found)])
-    means = [_mean(v for key, v in ratios.items() if key[1:] == column) for column in columns]
-    lines.append(["**geometric mean**", *(f"**{mean:.2f}**" for mean in means)])
-    return _table(["shape", *(f"{cell} {mode}" for cell, mode in columns)], lines, left=1)
+    means = [mean(v for key, v in ratios.items() if key[1:] == column) for column in columns]
+    lines.append(["**geometric mean**", *(f"**{value:.2f}**" for value in means)])
+    return table(["shape", *(f"{cell} {mode}" for cell, mode in columns)], lines, left=1)
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -117,7 +115,7 @@ def summary(result: dict[str, Any]) -> str:
         "floor, for one row those where bytes do. Beside: bfloat16 over our float32, packed over "
         f"our own time on padded input. The largest errors: {errors}."
     )
-    return _table(head, lines, left=5) + "\n\n" + text
+    return table(head, lines, left=5) + "\n\n" + text
 
 
 def _group(result: dict[str, Any], kind: str, rows: list[Row]) -> list[str]:
@@ -126,22 +124,22 @@ def _group(result: dict[str, Any], kind: str, rows: list[Row]) -> list[str]:
     facts = [str(first[key]) for key in ("cell", "mode", "dtype", "threads")]
     aim = target(kind, first["cell"], first["mode"], first["dtype"], first["threads"])
     worst = min(rows, key=lambda row: row["ratio"])
-    line = [*facts, kind, _judged(_mean(row["ratio"] for row in rows), aim and aim.mean, "{:.2f}")]
-    line.append(f"{_judged(worst['ratio'], aim and aim.worst, '{:.2f}')} at {worst['shape']}")
+    line = [*facts, kind, judged(mean(row["ratio"] for row in rows), aim and aim.mean, "{:.2f}")]
+    line.append(f"{judged(worst['ratio'], aim and aim.worst, '{:.2f}')} at {worst['shape']}")
 
     bounded = [
         row for row in rows if row["bound"] == ("bytes" if kind == "one row" else "operations")
     ]
     if bounded:
         farthest = min(bounded, key=lambda row: row["fraction"])
-        lowest = _judged(farthest["fraction"], aim and aim.fraction, "{:.0%}")
-        line += [f"{lowest} at {farthest['shape']}", f"{_mean(r['fraction'] for r in bounded):.0%}"]
+        lowest = judged(farthest["fraction"], aim and aim.fraction, "{:.0%}")
+        line += [f"{lowest} at {farthest['shape']}", f"{mean(r['fraction'] for r in bounded):.0%}"]
     else:
         line += ["", ""]
 
     ours = [(row["milliseconds"]["rnnext"], _beside(result, row)) for row in rows]
     ratios = [other / mine for mine, other in ours if other is not None]
-    line.append(_judged(_mean(ratios), aim and aim.beside, "{:.2f}") if ratios else "")
+    line.append(judged(mean(ratios), aim and aim.beside, "{:.2f}") if ratios else "")
     return line
 
 
@@ -153,13 +151,6 @@ def _beside(result: dict[str, Any], row: Row) -> float | None:
         return None
     same = {key: row[key] for key in ("cell", "mode", "threads", "shape")}
     return next((r["milliseconds"]["rnnext"] for r in _rows(result, dtype="float32", **same)), None)
-
-
-def _judged(value: float, aim: float | None, form: str) -> str:
-    text = form.format(value)
-    if aim is None:
-        return text
-    return f"{text} (aim {form.format(aim)}: {'met' if value >= aim else '**not met**'})"
 
 
 _HEAD = ["layer", "mode", "dtype", "threads", "shape", "torch.nn ms", "loop ms", "rnnext ms"]
@@ -236,11 +227,6 @@ def picture(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def _refused(result: dict[str, Any]) -> list[str]:
-    lines = [f"- {text}" for text in result["refused"]]
-    return ["**Not timed, being wrong:**", "\n".join(lines)] if lines else []
-
-
 def _rows(result: dict[str, Any], **facts: Any) -> list[Row]:
     return [r for r in result["rows"] if all(r[key] == value for key, value in facts.items())]
 
@@ -248,17 +234,3 @@ def _rows(result: dict[str, Any], **facts: Any) -> list[Row]:
 def _values(result: dict[str, Any], *keys: str) -> list[tuple[Any, ...]]:
     """Each combination of values that is there, in the order in which they appear."""
     return list(dict.fromkeys(tuple(row[key] for key in keys) for row in result["rows"]))
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The geometric mean."""
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 5) -> str:
-    """In Markdown; the first columns are words, the others figures."""
-    rules = ["---"] * left + ["--:"] * (len(head) - left)
-    rows = [" | ".join(line) for line in (head, *lines)]
-    return "\n".join(
-        [f"| {rows[0]} |", f"|{'|'.join(rules)}|", *(f"| {row} |" for row in rows[1:])]
-    )

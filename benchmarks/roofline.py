@@ -60,11 +60,15 @@ class Floor:
         return "operations" if self.operations >= self.bytes else "bytes"
 
 
-def products(cell: str, mode: str, shape: Shape) -> float:
-    """Operations of the matrix products: two for each weight and row, thrice in training."""
+def weight_count(gates: int, shape: Shape) -> int:
+    """Elements of all matrices, of a cell of so many gates."""
     inputs = [shape.H] + [shape.D * shape.H] * (shape.L - 1)
-    weights = sum(shape.D * GATES[cell] * shape.H * (columns + shape.H) for columns in inputs)
-    return 2.0 * shape.rows * weights * (3 if mode == "training" else 1)
+    return sum(shape.D * gates * shape.H * (columns + shape.H) for columns in inputs)
+
+
+def products(gates: int, mode: str, shape: Shape) -> float:
+    """Operations of the matrix products: two for each weight and row, thrice in training."""
+    return 2.0 * shape.rows * weight_count(gates, shape) * (3 if mode == "training" else 1)
 
 
 def floor(machine: Machine, cell: str, mode: str, shape: Shape, dtype: str) -> Floor:
@@ -80,6 +84,6 @@ def floor(machine: Machine, cell: str, mode: str, shape: Shape, dtype: str) -> F
     recurrent = BYTES[dtype] * GATES[cell] * shape.H**2
     reads = scans * shape.T * (2 if training else 1)
     return Floor(
-        operations=products(cell, mode, shape) / machine.peak(dtype) + pointwise,
+        operations=products(GATES[cell], mode, shape) / machine.peak(dtype) + pointwise,
         bytes=reads * recurrent / machine.bandwidth(recurrent / machine.threads),
     )

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import report
-from compare import shape_of
-from peers import Shape
+from peers import Shape, shape_of
 from roofline import Machine, floor, products
 
 MACHINE = Machine(
@@ -20,8 +19,8 @@ MACHINE = Machine(
 def test_operations_are_products_and_pointwise_work() -> None:
     shape = Shape(10, 20, 100, L=2, D=2)
     weights = 2 * 400 * (100 + 100) + 2 * 400 * (200 + 100)
-    assert products("LSTM", "inference", shape) == 2 * 200 * weights
-    assert products("LSTM", "training", shape) == 6 * 200 * weights
+    assert products(4, "inference", shape) == 2 * 200 * weights
+    assert products(4, "training", shape) == 6 * 200 * weights
 
     units = 4 * 200 * 100
     least = floor(MACHINE, "LSTM", "training", shape, "float32")

@@ -6,12 +6,22 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+Clock = Callable[[Callable[[], Any]], float]
+
+
+def wall(step: Callable[[], Any]) -> float:
+    """Seconds of a run of a step that is done when it returns."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
 
 def in_turn(
     steps: Mapping[str, Callable[[], Any]],
     seconds: float,
     rounds: int,
     guests: Collection[str] = (),
+    clock: Clock = wall,
 ) -> dict[str, list[float]]:
     """Seconds of each run of each step: for so many seconds, but at least so many rounds.
 
@@ -20,8 +30,8 @@ def in_turn(
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
-        step()
-        step()
+        clock(step)
+        clock(step)
     begin = time.perf_counter()
     hosts = [times[name] for name in steps if name not in guests]
     while time.perf_counter() < begin + seconds or min(map(len, hosts)) < rounds:
@@ -30,6 +40,5 @@ def in_turn(
             spent = sum(times[name])
             if name in guests and len(times[name]) >= 3 and spent > (start - begin) / len(steps):
                 continue
-            step()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock(step))
     return times

@@ -84,14 +84,21 @@ SHAPES = (Shape(35, 20, 200), Shape(200, 32, 128), Shape(100, 1, 512), Shape(35,
 class Written:
     """A written cell and a shape: the same weights, input and output gradient for everyone."""
 
-    def __init__(self, cell: type[rnnext.Recurrent], shape: Shape) -> None:
+    def __init__(
+        self,
+        cell: type[rnnext.Recurrent],
+        shape: Shape,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
         torch.manual_seed(0)
         self.shape = shape
-        self.layer = cell(shape.H, shape.H)
+        self.layer = cell(shape.H, shape.H).to(device, dtype)
         self.declaration: Declaration = self.layer.declaration
         self.weights = list(self.layer.parameters())
-        self.x = torch.randn(shape.T, shape.N, shape.H)
-        self.dy = torch.randn(shape.T, shape.N, shape.H)
+        self.x, self.dy = (
+            torch.randn(shape.T, shape.N, shape.H).to(device, dtype) for _ in range(2)
+        )
         self.kernel = build.kernel(self.declaration)
 
     def run(self, impl: str) -> Callable[[Tensor, list[Tensor]], Tensor]:
