@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from rnnext import reference
+from rnnext.codegen import build
 
 NN_CELLS = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")  # those that torch.nn has too
 CELLS = (*NN_CELLS, "LSTM_PROJ")
@@ -71,15 +75,18 @@ CASES = (
 
 
 class Data:
-    """Inputs, initial states, weights and output gradients of a case, in float64."""
+    """Inputs, initial states, weights and output gradients of a case, in float64 on the CPU.
 
-    def __init__(self, cell: str, case: Case, seed: int = 0) -> None:
+    What `inputs` and `output_grads` give, and so what runs, is on `device`.
+    """
+
+    def __init__(self, cell: str, case: Case, seed: int = 0, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-        self.cell, self.case = cell, case
+        self.cell, self.case, self.device = cell, case, device
         self.declaration = reference.CELLS[cell]
         random = case.dropout > 0 or self.declaration.noise
         self.seed = torch.tensor(1234567890123) if random else None
@@ -134,27 +141,59 @@ class Data:
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
         tensors = [self.x, *self.h0, *self.weights]
-        return [t.to(dtype).clone().requires_grad_() for t in tensors]
+        return [t.to(self.device, dtype).clone().requires_grad_() for t in tensors]
+
+    def output_grads(self, dtype: torch.dtype) -> list[Tensor]:
+        return [g.to(self.device, dtype) for g in self.grads]
 
     def split(self, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         k = 1 + len(self.h0)
         return inputs[0], inputs[1:k], inputs[k:]
 
+    def prepared(self, function, dtype: torch.dtype) -> Callable[[], dict[str, Tensor]]:  # type: ignore[no-untyped-def]
+        """`run`, of inputs that are made once for all calls."""
+        inputs, given = self.inputs(dtype), self.output_grads(dtype)
+
+        def run() -> dict[str, Tensor]:
+            outputs = function(self.cell, *self.split(inputs), **self.options)
+            # A cell need not see all of its states.
+            grads = torch.autograd.grad(outputs, inputs, given, materialize_grads=True)
+            results = [*outputs, *grads]
+            return {n: r.detach() for n, r in zip(self.names, results, strict=True)}
+
+        return run
+
     def run(self, function, dtype: torch.dtype) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
         """Every output and every gradient of `function`, which has the signature of `ops.rnn`."""
-        inputs = self.inputs(dtype)
-        outputs = function(self.cell, *self.split(inputs), **self.options)
-        given = [g.to(dtype) for g in self.grads]
-        # A cell need not see all of its states.
-        grads = torch.autograd.grad(outputs, inputs, given, materialize_grads=True)
-        results = [*outputs, *grads]
-        return {n: r.detach() for n, r in zip(self.names, results, strict=True)}
+        return self.prepared(function, dtype)()
+
+    def on(self, device: str) -> Data:
+        """The same data for a device; what is not the device's is shared."""
+        other = copy.copy(self)
+        other.device = device
+        return other
 
     def reference(self) -> dict[str, Tensor]:
-        return self.run(reference.rnn, torch.float64)
+        return self.on("cpu").run(reference.rnn, torch.float64)
+
+    def rounded(self, dtype: torch.dtype) -> Data:
+        """The same data as a dtype holds it."""
+        other = copy.copy(self)
+        other.x = self.x.to(dtype).double()
+        for name in ("h0", "weights", "grads"):
+            setattr(other, name, [t.to(dtype).double() for t in getattr(self, name)])
+        return other
 
     def without_dropout(self) -> Data:
-        return Data(self.cell, replace(self.case, dropout=0.0))
+        return Data(self.cell, replace(self.case, dropout=0.0), device=self.device)
+
+
+def data_of(cell: str, case: Case, device: str = "cpu") -> Data:
+    """Data of a built-in cell, or of one of tests/written_cells.py, which is compiled."""
+    if cell not in CELLS:
+        zoo = import_module("written_cells").ZOO  # reads all of its steps: seconds
+        cell = str(build.kernel(zoo[cell]._default))
+    return Data(cell, case, device=device)
 
 
 def torch_nn(cell: str, x, h0, weights, *, batch_sizes, num_layers, bidirectional, **_):  # type: ignore[no-untyped-def]
@@ -174,9 +213,17 @@ def torch_nn(cell: str, x, h0, weights, *, batch_sizes, num_layers, bidirectiona
     return list(function(x, batch_sizes, state, *options))
 
 
+def spread(t: Tensor) -> Tensor:
+    """The same values, every second element of a larger tensor with its axes reversed."""
+    large = t.new_full([2 * n for n in reversed(t.shape)], float("nan"))
+    view = large.permute(*reversed(range(t.dim())))[tuple(slice(0, None, 2) for _ in t.shape)]
+    return view.copy_(t)
+
+
 def error(result: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm, in float64; infinite where a value is missing."""
     assert result.shape == expected.shape
+    result = result.to(expected.device)
     difference = (result.double() - expected.double()).norm()
     norm = expected.double().norm()
     if norm == 0:

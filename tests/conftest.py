@@ -30,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def device() -> str:
+    """Where a test runs. tests/gpu collects some of these tests once more, for another device."""
+    return "cpu"
+
+
+@pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Every uninitialised tensor, the kernels' own buffers too, begins as NaN."""
     torch.use_deterministic_algorithms(True)

@@ -20,17 +20,18 @@ small = pytest.mark.parametrize("case", SMALL, ids=str)
 
 @cells
 @small
-def test_gradcheck(cell: str, case: Case) -> None:
-    data = Data(cell, case)
+def test_gradcheck(cell: str, case: Case, device: str) -> None:
+    data = Data(cell, case, device=device)
 
     def function(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(ops.rnn(cell, *data.split(list(inputs)), **data.options))
 
-    assert torch.autograd.gradcheck(function, data.inputs(torch.float64))
+    fast = device != "cpu"  # where each of many small calls takes its time
+    assert torch.autograd.gradcheck(function, data.inputs(torch.float64), fast_mode=fast)
 
 
-def check_op(cell: str, case: Case, dtype: torch.dtype) -> None:
-    data = Data(cell, case)
+def check_op(data: Data, dtype: torch.dtype) -> None:
+    cell, case = data.cell, data.case
     inputs = data.inputs(dtype)
     x, h0, weights = data.split(inputs)
     arguments = (cell, x, h0, weights, *data.positional_options)
@@ -49,7 +50,7 @@ def check_op(cell: str, case: Case, dtype: torch.dtype) -> None:
 
     y, *rest = torch.ops.rnnext.rnn_train(*arguments)
     saved = rest[len(data.grads) - 1 :]
-    grads: list[Tensor | None] = [g.to(dtype) for g in data.grads]
+    grads: list[Tensor | None] = [*data.output_grads(dtype)]
     mask = [True] * len(inputs)
     torch.library.opcheck(
         torch.ops.rnnext.rnn_backward.default,
@@ -67,48 +68,49 @@ def check_op(cell: str, case: Case, dtype: torch.dtype) -> None:
 @cells
 @small
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck(cell: str, case: Case, dtype: torch.dtype) -> None:
-    check_op(cell, case, dtype)
+def test_opcheck(cell: str, case: Case, dtype: torch.dtype, device: str) -> None:
+    check_op(Data(cell, case, device=device), dtype)
 
 
 @cells
-def test_a_second_backward_through_a_retained_graph(cell: str) -> None:
-    data = Data(cell, Case(T=9, N=5, C=4, H=20, L=2, D=2, dropout=0.3))
+def test_a_second_backward_through_a_retained_graph(cell: str, device: str) -> None:
+    data = Data(cell, Case(T=9, N=5, C=4, H=20, L=2, D=2, dropout=0.3), device=device)
     inputs = data.inputs(torch.float64)
     outputs = ops.rnn(cell, *data.split(inputs), **data.options)
-    first = torch.autograd.grad(outputs, inputs, data.grads, retain_graph=True)
-    second = torch.autograd.grad(outputs, inputs, data.grads)
+    grads = data.output_grads(torch.float64)
+    first = torch.autograd.grad(outputs, inputs, grads, retain_graph=True)
+    second = torch.autograd.grad(outputs, inputs, grads)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @cells
-def test_a_gradient_for_one_output_only(cell: str) -> None:
-    data = Data(cell, Case(T=9, N=5, C=4, H=20, L=2, D=2))
+def test_a_gradient_for_one_output_only(cell: str, device: str) -> None:
+    data = Data(cell, Case(T=9, N=5, C=4, H=20, L=2, D=2), device=device)
     grads = data.grads
     for k in range(len(grads)):
         data.grads = [g if i == k else torch.zeros_like(g) for i, g in enumerate(grads)]
         expected = data.reference()
         inputs = data.inputs(torch.float64)
         output = ops.rnn(cell, *data.split(inputs), **data.options)[k]
-        result = torch.autograd.grad(output, inputs, grads[k])
+        result = torch.autograd.grad(output, inputs, data.output_grads(torch.float64)[k])
         for name, gradient in zip(data.names[len(grads) :], result, strict=True):
             assert error(gradient, expected[name]) < 1e-12, (k, name)
 
 
 @cells
-def test_a_gradient_of_one_input_only(cell: str) -> None:
-    data = Data(cell, Case(T=7, N=5, C=4, H=20, L=3, D=2))
+def test_a_gradient_of_one_input_only(cell: str, device: str) -> None:
+    data = Data(cell, Case(T=7, N=5, C=4, H=20, L=3, D=2), device=device)
     expected = data.reference()
     for k, name in enumerate(data.names[len(data.grads) :]):
         inputs = [t.detach() for t in data.inputs(torch.float64)]
         inputs[k].requires_grad_()
         outputs = ops.rnn(cell, *data.split(inputs), **data.options)
-        (result,) = torch.autograd.grad(outputs, inputs[k], data.grads)
+        (result,) = torch.autograd.grad(outputs, inputs[k], data.output_grads(torch.float64))
         assert error(result, expected[name]) < 1e-12, name
 
 
-def test_only_what_is_wanted_is_computed() -> None:
-    data = Data("LSTM", Case(T=7, N=5, C=4, H=20, L=2))
+def test_only_what_is_wanted_is_computed(device: str) -> None:
+    data = Data("LSTM", Case(T=7, N=5, C=4, H=20, L=2), device=device)
     x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float64)])
     arguments = ("LSTM", x, h0, weights, *data.positional_options)
     y, *rest = torch.ops.rnnext.rnn_train(*arguments)
@@ -116,23 +118,24 @@ def test_only_what_is_wanted_is_computed() -> None:
     # The first layer's record is poisoned: gradients of the second layer alone never read it.
     saved[0] = torch.full_like(saved[0], float("nan"))
     mask = [False] * (1 + len(h0) + 4) + [True] * 4
-    result = torch.ops.rnnext.rnn_backward(data.grads, y, saved, *arguments, mask)
+    grads = data.output_grads(torch.float64)
+    result = torch.ops.rnnext.rnn_backward(grads, y, saved, *arguments, mask)
     expected = data.reference()
     assert len(result) == 4
     for name, gradient in zip(data.names[-4:], result, strict=True):
         assert error(gradient, expected[name]) < 1e-12, name
 
 
-def test_outputs_share_no_memory_with_inputs_or_each_other() -> None:
-    data = Data("LSTM", Case(T=1, N=3, C=4, H=5))
+def test_outputs_share_no_memory_with_inputs_or_each_other(device: str) -> None:
+    data = Data("LSTM", Case(T=1, N=3, C=4, H=5), device=device)
     inputs = [t.detach() for t in data.inputs(torch.float64)]
     outputs = ops.rnn("LSTM", *data.split(inputs), **data.options)
     memory = [t.untyped_storage().data_ptr() for t in (*inputs, *outputs)]
     assert len(set(memory)) == len(memory)
 
 
-def test_saved_tensors_may_not_be_changed_before_backward() -> None:
-    data = Data("LSTM", Case(T=3, N=3, C=4, H=5))
+def test_saved_tensors_may_not_be_changed_before_backward(device: str) -> None:
+    data = Data("LSTM", Case(T=3, N=3, C=4, H=5), device=device)
     inputs = data.inputs(torch.float64)
     outputs = ops.rnn("LSTM", *data.split(inputs), **data.options)
     outputs[0].add_(1)
@@ -142,17 +145,18 @@ def test_saved_tensors_may_not_be_changed_before_backward() -> None:
 
 @cells
 @small
-def test_gradgradcheck(cell: str, case: Case) -> None:
-    data = Data(cell, case)
+def test_gradgradcheck(cell: str, case: Case, device: str) -> None:
+    data = Data(cell, case, device=device)
 
     def function(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(ops.rnn(cell, *data.split(list(inputs)), **data.options))
 
-    assert torch.autograd.gradgradcheck(function, data.inputs(torch.float64))
+    fast = device != "cpu"
+    assert torch.autograd.gradgradcheck(function, data.inputs(torch.float64), fast_mode=fast)
 
 
-def test_inference_mode_and_no_grad() -> None:
-    data = Data("GRU", Case(T=3, N=2, C=2, H=3))
+def test_inference_mode_and_no_grad(device: str) -> None:
+    data = Data("GRU", Case(T=3, N=2, C=2, H=3), device=device)
     inputs = data.inputs(torch.float64)
     with torch.inference_mode():
         y, _ = ops.rnn("GRU", *data.split(inputs), **data.options)

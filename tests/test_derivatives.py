@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from cases import CELLS, Case, Data, error
+from cases import CELLS, Case, Data, data_of, error
 from test_autograd import check_op
 from torch import Tensor
 from torch.func import functional_call, grad, jvp
@@ -14,7 +14,6 @@ from written_cells import ZOO
 
 import rnnext
 from rnnext import ops, reference
-from rnnext.codegen import build
 
 # Not all of them: compiling a cell's derivative takes seconds.
 TWICE = ("MinimalGated", "IndRNN", "RMSNormGRU", "SLSTM", "Spread", "Everything")
@@ -31,27 +30,22 @@ small = pytest.mark.parametrize(
 Run = Callable[..., list[Tensor]]
 
 
-def data_of(cell: str, case: Case) -> Data:
-    name = cell if cell in CELLS else build.kernel(ZOO[cell]._default)
-    assert name is not None
-    return Data(name, case)
-
-
 def function_of(data: Data, run: Run = ops.rnn) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *inputs: tuple(run(data.cell, *data.split(list(inputs)), **data.options))
 
 
 def loss_of(data: Data, run: Run = ops.rnn) -> Callable[..., Tensor]:
     """A number made of all outputs."""
-    function = function_of(data, run)
+    function, grads = function_of(data, run), data.output_grads(torch.float64)
     return lambda *inputs: torch.stack(
-        [(o.sin() * g).sum() for o, g in zip(function(*inputs), data.grads, strict=True)]
+        [(o.sin() * g).sum() for o, g in zip(function(*inputs), grads, strict=True)]
     ).sum()
 
 
 def tangents(inputs: Sequence[Tensor], seed: int = 1) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in inputs)
+    drawn = (torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in inputs)
+    return tuple(v.to(t.device) for v, t in zip(drawn, inputs, strict=True))
 
 
 def equal(results: Any, expected: Any, bound: float = 1e-11) -> None:
@@ -78,13 +72,13 @@ def test_gradgradcheck(cell: str, case: Case) -> None:
 @small
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(cell: str, case: Case, dtype: torch.dtype) -> None:
-    check_op(data_of(cell, case).cell, case, dtype)
+    check_op(data_of(cell, case), dtype)
 
 
 def second(data: Data, run: Run, dtype: torch.dtype) -> dict[str, Tensor]:
     """The gradients that reach inputs and output gradients from a sum over all gradients."""
     inputs = data.inputs(dtype)
-    grads = [g.to(dtype).requires_grad_() for g in data.grads]
+    grads = [g.detach().requires_grad_() for g in data.output_grads(dtype)]
     outputs = function_of(data, run)(*inputs)
     first = torch.autograd.grad(outputs, inputs, grads, create_graph=True, allow_unused=True)
     pairs = zip(first, tangents(data.inputs(torch.float64)), strict=True)

@@ -30,19 +30,11 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 T, N, C, H = 5, 4, 3, 6
 
 
-def rounded(data: Data, dtype: torch.dtype) -> Data:
-    """The same data as a dtype holds it."""
-    data.x = data.x.to(dtype).double()
-    for name in ("h0", "weights", "grads"):
-        setattr(data, name, [t.to(dtype).double() for t in getattr(data, name)])
-    return data
-
-
 @every_dtype
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("case", [Case(T=30, N=5, C=9, H=40, L=2, D=2), PACKED], ids=str)
 def test_results_are_those_of_float32_rounded(cell: str, case: Case, dtype: torch.dtype) -> None:
-    data = rounded(Data(cell, case), dtype)
+    data = Data(cell, case).rounded(dtype)
     exact, half = data.reference(), data.run(ops.rnn, dtype)
     run = with_bfloat16 if dtype == torch.bfloat16 else ops.rnn
     single = data.run(run, torch.float32)
@@ -55,7 +47,7 @@ def test_results_are_those_of_float32_rounded(cell: str, case: Case, dtype: torc
 
 @pytest.mark.parametrize("cell", NN_CELLS)
 def test_bfloat16_is_closer_to_the_truth_than_nns(cell: str) -> None:
-    data = rounded(Data(cell, Case(T=30, N=5, C=9, H=40)), torch.bfloat16)
+    data = Data(cell, Case(T=30, N=5, C=9, H=40)).rounded(torch.bfloat16)
     exact = data.reference()
     ours, theirs = (data.run(function, torch.bfloat16) for function in (ops.rnn, torch_nn))
     for name in data.names:

@@ -7,7 +7,20 @@ import threading
 
 import pytest
 import torch
-from cases import CASES, CELLS, DROPOUT, FEW, LARGE, NN_CELLS, PACKED, Case, Data, error, torch_nn
+from cases import (
+    CASES,
+    CELLS,
+    DROPOUT,
+    FEW,
+    LARGE,
+    NN_CELLS,
+    PACKED,
+    Case,
+    Data,
+    error,
+    spread,
+    torch_nn,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,8 +93,8 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
 
 
 @cells
-def test_inference_gives_the_bits_of_training(cell: str) -> None:
-    data = Data(cell, LARGE)
+def test_inference_gives_the_bits_of_training(cell: str, device: str) -> None:
+    data = Data(cell, LARGE, device=device)
     inputs = data.inputs(torch.float32)
     training = ops.rnn(cell, *data.split(inputs), **data.options)
     with torch.no_grad():
@@ -91,15 +104,9 @@ def test_inference_gives_the_bits_of_training(cell: str) -> None:
 
 
 @cells
-def test_strided_inputs(cell: str) -> None:
-    data = Data(cell, Case(T=6, N=5, C=8, H=12, L=2, D=2))
+def test_strided_inputs(cell: str, device: str) -> None:
+    data = Data(cell, Case(T=6, N=5, C=8, H=12, L=2, D=2), device=device)
     expected = data.reference()
-
-    def spread(t: torch.Tensor) -> torch.Tensor:
-        """The same values, every second element of a larger tensor with its axes reversed."""
-        large = t.new_full([2 * n for n in reversed(t.shape)], float("nan"))
-        view = large.permute(*reversed(range(t.dim())))[tuple(slice(0, None, 2) for _ in t.shape)]
-        return view.copy_(t)
 
     def run(cell, x, h0, weights, **options):  # type: ignore[no-untyped-def]
         strided = [spread(t) for t in (x, *h0, *weights)]
@@ -111,8 +118,8 @@ def test_strided_inputs(cell: str) -> None:
         assert error(result[name], expected[name]) < 1e-12, name
 
 
-def test_expanded_input_and_gradient() -> None:
-    data = Data("LSTM", Case(T=6, N=5, C=8, H=12))
+def test_expanded_input_and_gradient(device: str) -> None:
+    data = Data("LSTM", Case(T=6, N=5, C=8, H=12), device=device)
     data.x = data.x[:, :1].expand(6, 5, 8)
     data.grads[0] = data.grads[0][:1, :1, :1].expand(6, 5, 12)
     expected, result = data.reference(), data.run(ops.rnn, torch.float64)
@@ -122,15 +129,18 @@ def test_expanded_input_and_gradient() -> None:
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 33), (40, 30, 64)])
-def test_dropout_masks_are_those_of_the_reference(p: float, shape: tuple[int, int, int]) -> None:
+def test_dropout_masks_are_those_of_the_reference(
+    p: float, shape: tuple[int, int, int], device: str
+) -> None:
     # An identity second layer shows the dropped output of the first.
     steps, batch, hidden = shape
-    eye, zero = torch.eye(hidden), torch.zeros(hidden, hidden)
+    eye, zero = torch.eye(hidden, device=device), torch.zeros(hidden, hidden, device=device)
     x = torch.rand(steps, batch, hidden) + 0.5
     seed = torch.tensor(-(2**40) + 17)
-    y, _ = ops.rnn("RNN_RELU", x, [], [eye, zero, eye, zero], seed=seed, num_layers=2, dropout=p)
+    weights = [eye, zero, eye, zero]
+    y, _ = ops.rnn("RNN_RELU", x.to(device), [], weights, seed=seed, num_layers=2, dropout=p)
     expected = reference.apply_dropout(x.view(-1, hidden), p, seed, 0).view_as(x)
-    torch.testing.assert_close(y, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-6, atol=0)
 
 
 def test_dropout_is_the_same_for_any_number_of_threads(threads: None) -> None:

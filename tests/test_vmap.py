@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CELLS, Case, error
+from cases import CELLS, Case, Data, error
 from test_derivatives import Run, data_of, equal, function_of, loss_of, tangents
 from torch import Tensor, vmap
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state
@@ -35,7 +35,7 @@ def of_samples(inputs: list[Tensor], which: set[int]) -> tuple[list[Tensor], tup
             given.append(t.detach())
         else:
             noise = torch.randn((SAMPLES, *t.shape), generator=generator, dtype=t.dtype)
-            given.append((t.detach() + 0.3 * noise).movedim(0, dim))
+            given.append((t.detach() + 0.3 * noise.to(t.device)).movedim(0, dim))
     return given, tuple(dims)
 
 
@@ -63,7 +63,11 @@ WHICH = ("x", "h0", "x and h0", "weights", "one weight", "all")
     ids=str,
 )
 def test_outputs_and_gradients(cell: str, case: Case, which: str) -> None:
-    data = data_of(cell, case)
+    check(data_of(cell, case), which)
+
+
+def check(data: Data, which: str) -> None:
+    """Outputs and gradients of samples that differ in some of their inputs."""
     inputs = data.inputs(torch.float64)
     states = set(range(1, 1 + len(data.h0)))
     weights = set(range(1 + len(states), len(inputs)))
@@ -78,11 +82,11 @@ def test_outputs_and_gradients(cell: str, case: Case, which: str) -> None:
     given, dims = of_samples(inputs, batched)
     every = tuple(range(len(inputs)))
     for run in (function_of, loss_of):
-        of_kernel, of_reference = run(data), run(data, reference.rnn)
+        of_kernel, of_reference = run(data), run(data.on("cpu"), reference.rnn)
         if run is loss_of:
             of_kernel, of_reference = grad(of_kernel, every), grad(of_reference, every)
         result = flat(vmap(of_kernel, dims)(*given))
-        equal(result, each(of_reference, given, dims))
+        equal(result, each(of_reference, [t.cpu() for t in given], dims))
 
 
 @pytest.mark.parametrize("cell", ["GRU", "LSTM_PROJ", "IndRNN", "Everything"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CELLS, PACKED, Case, Data, error
+from cases import CELLS, PACKED, Case, Data, error, spread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_derivatives import second
@@ -157,12 +157,6 @@ def test_results_do_not_depend_on_the_number_of_threads(cell: str, threads: None
 def test_strided_inputs(cell: str) -> None:
     data = data_of(cell, Case(T=4, N=5, C=8, H=12, L=2, D=2))
     expected = data.reference()
-
-    def spread(t: torch.Tensor) -> torch.Tensor:
-        """The same values, every second element of a larger tensor with its axes reversed."""
-        large = t.new_full([2 * n for n in reversed(t.shape)], float("nan"))
-        view = large.permute(*reversed(range(t.dim())))[tuple(slice(0, None, 2) for _ in t.shape)]
-        return view.copy_(t)
 
     def run(cell: str, *tensors: Any, **options: Any) -> list[torch.Tensor]:
         x, h0, weights = tensors
