@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GPU = Path("benchmarks/gpu")
 SANITIZER = "compute-sanitizer"
 # The files of tests that say most come first.
-TESTS = ("kernels", "written_cells", "paths", "repeats", "streams", "autograd", "modules")
-TESTS += ("transforms", "errors")
+TESTS = ("paths", "kernels", "written_cells", "repeats", "streams", "layout", "autograd")
+TESTS += ("modules", "transforms", "errors")
 
 # What a reader wants of a log.
 TELLING = (
