@@ -63,11 +63,17 @@ def glob(*patterns: str) -> list[str]:
     )
 
 
+# What runs on the host beside the CUDA kernels, and needs CUDA's headers.
+CUDA_HOST_SOURCES = glob("csrc/cuda/*.cpp")
+
 # What a cell written in Python is compiled against, where the package is used.
 CELL_HEADERS = glob(
     "csrc/cells/math*.h",
     "csrc/cpu/isa/*.h",
-    *(f"csrc/{name}.h" for name in ("cpu/simd", "cpu/step", "cpu/written", "engine/cell")),
+    *(
+        f"csrc/{name}.h"
+        for name in ("cpu/simd", "cpu/step", "cpu/written", "engine/cell", "engine/units")
+    ),
 )
 
 
@@ -100,8 +106,9 @@ def torch_build_ext() -> type[build_ext]:
             cuda_sources = glob("csrc/**/*.cu")
             cuda_version = nvcc.choose(cuda_sources, os.environ["CXX"])
             if cuda_version:
-                ops.sources += cuda_sources
+                ops.sources += [*cuda_sources, *CUDA_HOST_SOURCES]
                 ops.libraries += CUDA_LIBRARIES
+                ops.extra_compile_args["cxx"] = [*flags, *nvcc.includes()]
                 ops.extra_compile_args["nvcc"] = [*nvcc.flags(os.environ["CXX"]), abi]
             build.extra_compile_args = [*flags, f'-DRNNEXT_CXX_FLAGS="{shlex.join(flags)}"']
             super().run()
@@ -143,7 +150,7 @@ setup(
     ext_modules=[
         Extension(
             "rnnext._ops",
-            [source for source in glob("csrc/**/*.cpp") if source != BUILD_SOURCE],
+            sorted({*glob("csrc/**/*.cpp")} - {BUILD_SOURCE, *CUDA_HOST_SOURCES}),
             libraries=["torch_cpu", "c10"],
             language="c++",
         ),

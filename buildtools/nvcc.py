@@ -21,7 +21,11 @@ import checks
 ARCHITECTURES = "8.0;9.0+PTX"
 
 # Beside those that torch adds, which switch off the operators of CUDA's half precision types.
-FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "-Xcompiler=-Wall,-fvisibility=hidden"]
+FLAGS = [
+    *("-std=c++20", "-O3", "-DNDEBUG", "-lineinfo"),
+    "--fmad=false",  # as -ffp-contract=off in setup.py
+    "-Xcompiler=-Wall,-fvisibility=hidden",
+]
 
 
 def find() -> str | None:
@@ -123,9 +127,28 @@ def flags(cxx: str) -> list[str]:
     # By itself, torch looks at the GPUs of this machine.
     os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
     chosen = [*FLAGS, *cpp_extension._get_cuda_arch_flags(), *host_compiler(cxx)]
-    # Some headers of ATen's need cuBLAS's and others', which a toolkit may lack; pip's torch brings
-    # them. The toolkit's own come first.
+    return chosen + includes()
+
+
+def includes() -> list[str]:
+    """Where CUDA's headers are, for nvcc and for the C++ compiler.
+
+    Some headers of ATen's need cuBLAS's and others', which a toolkit may lack; pip's torch brings
+    them. The toolkit's own come first.
+    """
+    import torch
+
+    compiler = find()
+    assert compiler is not None  # choose() has found it
+    toolkit = Path(_home(compiler)) / "include"
     beside_torch = Path(torch.__file__).parents[1]
-    return chosen + [
-        f"-isystem={folder}" for folder in sorted(beside_torch.glob("nvidia/*/include"))
-    ]
+    folders = [toolkit, *sorted(beside_torch.glob("nvidia/*/include"))]
+    return [word for folder in folders for word in ("-isystem", str(folder))]
+
+
+def _home(compiler: str) -> str:
+    """The toolkit's folder, as nvcc names it: the one on the path may be a script elsewhere."""
+    command = [compiler, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    found = re.search(r"^#\$ TOP=(.*)$", done.stderr, re.MULTILINE)
+    return str(Path(found[1])) if found else str(Path(compiler).resolve().parents[1])

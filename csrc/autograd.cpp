@@ -28,7 +28,7 @@ struct Options {
   bool bidirectional = false;
   double dropout = 0;
   std::vector<int64_t> sizes;
-  bool bfloat16 = false;
+  optional<at::ScalarType> operand_dtype;
   int64_t checkpoint_every = 0;
 
   // All but the tensors.
@@ -38,28 +38,35 @@ struct Options {
     context->saved_data["bidirectional"] = bidirectional;
     context->saved_data["dropout"] = dropout;
     context->saved_data["sizes"] = sizes;
-    context->saved_data["bfloat16"] = bfloat16;
+    context->saved_data["operand_dtype"] = operand_dtype;
     context->saved_data["checkpoint_every"] = checkpoint_every;
   }
 
   static Options saved(AutogradContext* context, const Tensor& batch_sizes, const Tensor& seed) {
     auto& data = context->saved_data;
-    return {data["cell"].toStringRef(),  or_none(batch_sizes),           or_none(seed),
-            data["num_layers"].toInt(),  data["bidirectional"].toBool(), data["dropout"].toDouble(),
-            data["sizes"].toIntVector(), data["bfloat16"].toBool(),      data["checkpoint_every"].toInt()};
+    return {data["cell"].toStringRef(),
+            or_none(batch_sizes),
+            or_none(seed),
+            data["num_layers"].toInt(),
+            data["bidirectional"].toBool(),
+            data["dropout"].toDouble(),
+            data["sizes"].toIntVector(),
+            data["operand_dtype"].toOptional<at::ScalarType>(),
+            data["checkpoint_every"].toInt()};
   }
 };
 
 using Forward = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                     const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                    at::OptionalIntArrayRef, bool, int64_t);
+                                    at::OptionalIntArrayRef, optional<at::ScalarType>, int64_t);
 using Backward = std::vector<Tensor>(const c10::List<optional<Tensor>>&, const Tensor&, at::TensorList,
                                      std::string_view, const Tensor&, at::TensorList, at::TensorList,
                                      const optional<Tensor>&, const optional<Tensor>&, int64_t, bool, double,
-                                     at::IntArrayRef, const c10::List<bool>&, int64_t, bool, int64_t);
+                                     at::IntArrayRef, const c10::List<bool>&, int64_t, optional<at::ScalarType>,
+                                     int64_t);
 using Jvp = std::vector<Tensor>(std::string_view, const Tensor&, at::TensorList, at::TensorList, const Tensor&,
                                 at::TensorList, at::TensorList, const optional<Tensor>&, const optional<Tensor>&,
-                                int64_t, bool, double, at::IntArrayRef, bool, int64_t);
+                                int64_t, bool, double, at::IntArrayRef, optional<at::ScalarType>, int64_t);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
@@ -69,7 +76,7 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 std::vector<Tensor> call_forward(const char* name, const Options& o, const Tensor& x, at::TensorList h0,
                                  at::TensorList weights) {
   return find_op<Forward>(name).call(o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional,
-                                     o.dropout, o.sizes, o.bfloat16, o.checkpoint_every);
+                                     o.dropout, o.sizes, o.operand_dtype, o.checkpoint_every);
 }
 
 std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Tensor>>& grads, const Tensor& y,
@@ -77,7 +84,7 @@ std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Ten
                                   const c10::List<bool>& wanted, int64_t samples = 0) {
   return find_op<Backward>("rnnext::rnn_backward")
       .call(grads, y, saved, o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional, o.dropout,
-            o.sizes, wanted, samples, o.bfloat16, o.checkpoint_every);
+            o.sizes, wanted, samples, o.operand_dtype, o.checkpoint_every);
 }
 
 bool any_requires_grad(at::TensorList tensors) {
@@ -127,11 +134,11 @@ struct Rnn : torch::autograd::Function<Rnn> {
 
 std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
-                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes, bool bfloat16,
-                        int64_t checkpoint_every) {
+                        bool bidirectional, double dropout, at::OptionalIntArrayRef sizes,
+                        optional<at::ScalarType> operand_dtype, int64_t checkpoint_every) {
   const std::vector<int64_t> all_sizes = sizes.value_or(at::IntArrayRef()).vec();
-  const Options o{std::string(cell), batch_sizes, seed,     num_layers,      bidirectional,
-                  dropout,           all_sizes,   bfloat16, checkpoint_every};
+  const Options o{std::string(cell), batch_sizes, seed,          num_layers,      bidirectional,
+                  dropout,           all_sizes,   operand_dtype, checkpoint_every};
   if (at::GradMode::is_enabled() && (x.requires_grad() || any_requires_grad(h0) || any_requires_grad(weights))) {
     return Rnn::apply(o, x, h0, weights);
   }
@@ -214,7 +221,7 @@ struct RnnBackward : torch::autograd::Function<RnnBackward> {
       result = find_op<Jvp>("rnnext::rnn_jvp")
                    .call(o.cell, primals[0], p.slice(1, states), p.slice(1 + states, weights), tangents[0],
                          t.slice(1, states), t.slice(1 + states, weights), o.batch_sizes, o.seed, o.num_layers,
-                         o.bidirectional, o.dropout, o.sizes, o.bfloat16, o.checkpoint_every);
+                         o.bidirectional, o.dropout, o.sizes, o.operand_dtype, o.checkpoint_every);
     }
     variable_list outputs, output_grads;
     for (size_t i = 0; i < given.size(); ++i) {
@@ -241,10 +248,10 @@ std::vector<Tensor> rnn_backward(const c10::List<optional<Tensor>>& grads, const
                                  std::string_view cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
                                  bool bidirectional, double dropout, at::IntArrayRef sizes,
-                                 const c10::List<bool>& output_mask, int64_t samples, bool bfloat16,
-                                 int64_t checkpoint_every) {
-  const Options o{std::string(cell), batch_sizes, seed,     num_layers,      bidirectional,
-                  dropout,           sizes.vec(), bfloat16, checkpoint_every};
+                                 const c10::List<bool>& output_mask, int64_t samples,
+                                 optional<at::ScalarType> operand_dtype, int64_t checkpoint_every) {
+  const Options o{std::string(cell), batch_sizes, seed,          num_layers,      bidirectional,
+                  dropout,           sizes.vec(), operand_dtype, checkpoint_every};
   std::vector<Tensor> defined;
   c10::List<bool> given;
   for (const optional<Tensor>& grad : grads) {

@@ -5,9 +5,10 @@
 // state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer
 // and direction, in torch.nn's order. seed: of the dropout between layers and of the cell's noise; without it there is
 // none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls of
-// an op lose lists that are empty. bfloat16: products may be of operands rounded to bfloat16, with sums in float32.
-// checkpoint_every: 0, or of how many steps training keeps the states before the first one alone, in place of what every
-// step computed, which backward then computes again; without effect on any result.
+// an op lose lists that are empty. operand_dtype: float16 or bfloat16, to which products of float32 may round their operands
+// where the device has such products; their sums stay in float32. checkpoint_every: 0, or of how many steps training keeps
+// the states before the first one alone, in place of what every step computed, which backward then computes again; without
+// effect on any result.
 //
 // A cell of two streams takes and gives values and tangents: x and y are [2, ...], h0, weights and final states are all
 // those of the values, then all those of the tangents.
@@ -17,8 +18,8 @@ TORCH_LIBRARY(rnnext, m) {
   // -> y, then the final states
   m.def(
       "rnn(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
-      "int num_layers, bool bidirectional, float dropout, int[]? sizes, bool bfloat16=False, int checkpoint_every=0) "
-      "-> Tensor[]");
+      "int num_layers, bool bidirectional, float dropout, int[]? sizes, ScalarType? operand_dtype=None, "
+      "int checkpoint_every=0) -> Tensor[]");
   // One step of one layer, by way of rnn: x [N, C] or [C] and h0 [N, width] or [width] each -> the final states, of h0's
   // form
   m.def(
@@ -27,20 +28,20 @@ TORCH_LIBRARY(rnnext, m) {
   // -> y, the final states, then what rnn_backward calls `saved`
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
-      "int num_layers, bool bidirectional, float dropout, int[]? sizes, bool bfloat16=False, int checkpoint_every=0) "
-      "-> Tensor[]");
+      "int num_layers, bool bidirectional, float dropout, int[]? sizes, ScalarType? operand_dtype=None, "
+      "int checkpoint_every=0) -> Tensor[]");
   // grads: of y and of the final states, or None. output_mask: which gradients of x, h0 and weights are wanted. samples:
   // 0, or how many samples the batch holds, row r of x being of sample r % samples; each then has gradients of the
   // weights of its own, [samples, ...], and what it gives can't be differentiated again.
   m.def(
       "rnn_backward(Tensor?[] grads, Tensor y, Tensor[] saved, str cell, Tensor x, Tensor[] h0, Tensor[] weights, "
       "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes, "
-      "bool[] output_mask, int samples=0, bool bfloat16=False, int checkpoint_every=0) -> Tensor[]");
+      "bool[] output_mask, int samples=0, ScalarType? operand_dtype=None, int checkpoint_every=0) -> Tensor[]");
   // -> the tangents of y and of the final states, for tangents of the inputs; written in Python (derivatives.py)
   m.def(
       "rnn_jvp(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor dx, Tensor[] dh0, Tensor[] dweights, "
       "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes, "
-      "bool bfloat16=False, int checkpoint_every=0) -> Tensor[]");
+      "ScalarType? operand_dtype=None, int checkpoint_every=0) -> Tensor[]");
   // lengths [N], in any order -> batch_sizes [T], 0 after the last step of the longest; order [N], of sequences, longest
   // first, and its inverse; rows [T * N], the packed rows' places in a padded batch, those of its padding last, and the
   // inverse of this. No shape depends on lengths. Written in Python (packing.py)
@@ -54,7 +55,11 @@ TORCH_LIBRARY(rnnext, m) {
   // W_hh; dtype: what is computed in; threads: torch's, unless given
   m.def(
       "plan(str cell, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, ScalarType dtype, "
-      "bool bfloat16=False, int? threads=None) -> str");
+      "ScalarType? operand_dtype=None, int? threads=None) -> str");
+  // The same on the CUDA device that x is on; operand_dtype as for rnn
+  m.def(
+      "plan_cuda(str cell, Tensor x, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, "
+      "ScalarType? operand_dtype=None) -> str");
   // Loads a library with a compiled cell -> the cell's name
   m.def("load_cell(str path) -> str");
   // Loads a cell that was compiled earlier, by another process perhaps -> whether it is there. Written in Python (ops.py)

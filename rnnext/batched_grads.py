@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rnnext.derivatives import Backward, Call, Rnn, RnnBackward
 
-_DEFAULTS = (False, 0)  # of bfloat16 and checkpoint_every: torch leaves those at the end out
+_DEFAULTS = (None, 0)  # of operand_dtype and checkpoint_every: torch leaves those at the end out
 
 
 class _Info(NamedTuple):

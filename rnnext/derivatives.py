@@ -79,7 +79,7 @@ def _in_order(
     return reference.rnn(cell, x, h0, weights, **options)
 
 
-# Of those of the op; plain PyTorch has no products in bfloat16, and no checkpoints.
+# Of those of the op; plain PyTorch rounds no operands, and no checkpoints.
 _OPTIONS = ("batch_sizes", "seed", "num_layers", "bidirectional", "dropout", "sizes")
 
 torch.library.impl("rnnext::rnn_jvp", "CompositeImplicitAutograd", rnn_jvp)
@@ -112,7 +112,7 @@ class Call:
         cell: its name.
         states: how many initial states there are.
         options: the op's arguments after the tensors: num_layers, bidirectional, dropout, sizes,
-            bfloat16, checkpoint_every.
+            operand_dtype, checkpoint_every.
     """
 
     cell: str
@@ -245,8 +245,8 @@ class Backward:
 
     def run(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         (y, *saved), grads, inputs = self.split(tensors)
-        *call, bfloat16, checkpoint_every = self.call.arguments(inputs)
-        options = list(self.mask), self.samples, bfloat16, checkpoint_every
+        *call, operand_dtype, checkpoint_every = self.call.arguments(inputs)
+        options = list(self.mask), self.samples, operand_dtype, checkpoint_every
         return tuple(torch.ops.rnnext.rnn_backward(grads, y, saved, *call, *options))
 
     def run_sample_by_sample(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -93,7 +93,7 @@ def rnn(
         bidirectional,
         dropout,
         sizes,
-        dtype == torch.bfloat16,
+        dtype if dtype in _HALF else None,
         checkpoint_every,
     )
     if isinstance(cell, str) and x.device.type in ("cpu", "meta") and x.dtype in _KERNELS:
@@ -203,7 +203,7 @@ def _rnn_fake(  # type: ignore[no-untyped-def]
     bidirectional,
     dropout,
     sizes,
-    bfloat16=False,
+    operand_dtype=None,
     checkpoint_every=0,
 ):
     _check_devices(x, (*h0, *weights), (batch_sizes, seed))
@@ -227,7 +227,7 @@ def _rnn_train_fake(  # type: ignore[no-untyped-def]
     bidirectional,
     dropout,
     sizes,
-    bfloat16=False,
+    operand_dtype=None,
     checkpoint_every=0,
 ):
     outputs = _rnn_fake(
@@ -263,7 +263,7 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     sizes,
     output_mask,
     samples=0,
-    bfloat16=False,
+    operand_dtype=None,
     checkpoint_every=0,
 ):
     _check_devices(x, (*grads, y, *saved, *h0, *weights), (batch_sizes, seed))

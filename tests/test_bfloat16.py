@@ -1,4 +1,4 @@
-"""Products of operands rounded to bfloat16, summed in float32: the op's argument `bfloat16`."""
+"""Products of operands rounded to bfloat16, summed in float32: the op's argument `operand_dtype`."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ CASES = (
 
 def with_bfloat16(cell: str, x: Tensor, h0: Any, weights: Any, **options: Any) -> list[Tensor]:
     """`ops.rnn`, with the argument that it sets where the results are bfloat16."""
-    return list(torch.ops.rnnext.rnn(cell, x, h0, weights, *options.values(), True))
+    return list(torch.ops.rnnext.rnn(cell, x, h0, weights, *options.values(), torch.bfloat16))
 
 
 @pytest.mark.parametrize("cell", [*CELLS, *SOME])
@@ -116,5 +116,5 @@ def test_float64_is_not_rounded() -> None:
 def test_opcheck(cell: str) -> None:
     data = data_of(cell, Case(T=9, N=5, C=3, H=6, L=2, D=2))
     x, h0, weights = data.split(data.inputs(torch.float32))
-    arguments = (data.cell, x, h0, weights, *data.positional_options, True)
+    arguments = (data.cell, x, h0, weights, *data.positional_options, torch.bfloat16)
     torch.library.opcheck(torch.ops.rnnext.rnn.default, arguments)

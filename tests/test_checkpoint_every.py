@@ -156,7 +156,7 @@ def test_opcheck(cell: str) -> None:
     for case in (SMALL, SMALL_PACKED):
         data = data_of(cell, case)
         inputs = data.inputs(torch.float32)
-        options = (*data.positional_options, False, 2)
+        options = (*data.positional_options, None, 2)
         arguments = (data.cell, *data.split(inputs), *options)
         torch.library.opcheck(torch.ops.rnnext.rnn.default, arguments)
         arguments = (data.cell, *data.split([t.detach() for t in inputs]), *options)
@@ -176,11 +176,11 @@ def test_what_another_interval_kept_is_refused() -> None:
     data = data_of("GRU", TALL)
     x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float32)])
     options, mask = data.positional_options, [True] * (1 + len(h0) + len(weights))
-    y, h_n, *saved = torch.ops.rnnext.rnn_train("GRU", x, h0, weights, *options, False, 50)
+    y, h_n, *saved = torch.ops.rnnext.rnn_train("GRU", x, h0, weights, *options, None, 50)
     for every in (0, 20):
         with pytest.raises(RuntimeError, match="what a layer saved has shape"):
             torch.ops.rnnext.rnn_backward(
-                *([y, h_n], y, saved, "GRU", x, h0, weights, *options, mask, 0, False, every)
+                *([y, h_n], y, saved, "GRU", x, h0, weights, *options, mask, 0, None, every)
             )
 
 

@@ -33,11 +33,12 @@ RNNEXT_INLINE V not_a_number() {
   return V(static_cast<typename V::Scalar>(__builtin_nan("")));
 }
 
-// c[0] x^(N-1) + ... + c[N-1]
-template <class V, class T, int N>
-RNNEXT_INLINE V polynomial(V x, const T (&c)[N]) {
+// c[0] x^(N-1) + ... + c[N-1], of a table of N coefficients.
+template <class V, class Table>
+RNNEXT_INLINE V polynomial(V x, const Table& c) {
+  constexpr int count = sizeof(Table) / sizeof(typename V::Scalar);
   V sum = V(c[0]);
-  for (int k = 1; k < N; ++k) sum = fma(sum, x, V(c[k]));
+  for (int k = 1; k < count; ++k) sum = fma(sum, x, V(c[k]));
   return sum;
 }
 

@@ -16,7 +16,7 @@ struct Exponent<V, float> {
   static constexpr float lowest = -88.0f, top = 88.0f, highest = 88.8f, tanh_saturates = 20.0f;
   static constexpr float log2e = 1.44269504f, round = 12582912.0f;
   static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
-  static constexpr float taylor[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2};
+  RNNEXT_COEFFICIENTS(float, taylor, 1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2)
 };
 
 template <class V>
@@ -24,9 +24,8 @@ struct Exponent<V, double> {
   static constexpr double lowest = -709.0, top = 709.0, highest = 709.9, tanh_saturates = 40.0;
   static constexpr double log2e = 1.4426950408889634, round = 6755399441055744.0;
   static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
-  static constexpr double taylor[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
-                                      1. / 362880,     1. / 40320,     1. / 5040,     1. / 720,
-                                      1. / 120,        1. / 24,        1. / 6,        1. / 2};
+  RNNEXT_COEFFICIENTS(double, taylor, 1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880,
+                      1. / 40320, 1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, 1. / 2)
 };
 
 // x = n ln2 + r with |r| <= ln2 / 2
@@ -47,7 +46,7 @@ RNNEXT_INLINE ExpArgument<V> exp_argument(V x) {
 // e^x - one, from x's parts; one: 0, 1 or -1. The Taylor series of e^r - 1 is exact to the last digit.
 template <class V>
 RNNEXT_INLINE V exp_less(ExpArgument<V> x, V one) {
-  V p = fma(polynomial(x.r, Exponent<V>::taylor), x.r * x.r, x.r);
+  V p = fma(polynomial(x.r, Exponent<V>::taylor()), x.r * x.r, x.r);
   V scale = V::from_bits((x.shifted.bits() + Format<V>::bias) << Format<V>::mantissa);
   return fma(scale, p, scale - one);
 }
@@ -104,20 +103,19 @@ struct ErrorFunction;
 template <class V>
 struct ErrorFunction<V, float> {
   static constexpr float saturates = 4.0f;
-  static constexpr float above[] = {0.037239463174180255f, 0.28060302561987247f, 0.91431271809559983f,
-                                    1.5175140182777061f, 1.1283791673404372f};
-  static constexpr float below[] = {0.037256195133798056f, 0.27876104809946917f, 0.78067222595036326f, 1.0f};
+  RNNEXT_COEFFICIENTS(float, above, 0.037239463174180255f, 0.28060302561987247f, 0.91431271809559983f,
+                      1.5175140182777061f, 1.1283791673404372f)
+  RNNEXT_COEFFICIENTS(float, below, 0.037256195133798056f, 0.27876104809946917f, 0.78067222595036326f, 1.0f)
 };
 
 template <class V>
 struct ErrorFunction<V, double> {
   static constexpr double saturates = 6.0;
-  static constexpr double above[] = {0.00011823770995531876492, 0.0033656163663541875509, 0.034945922412722754838,
-                                     0.19975123419914784077,    0.72000098583583329926,   1.7136274863178153975,
-                                     2.6691378461691809373,     2.5227400076439307666,    1.1283791670955125719};
-  static constexpr double below[] = {
-      0.00011825875301217233138, 0.0033631756480740323604, 0.034387242241926894144, 0.18863780435793581293,
-      0.63225428928858629635,    1.3313218611369187201,    1.6715305371431910902,   1.0};
+  RNNEXT_COEFFICIENTS(double, above, 0.00011823770995531876492, 0.0033656163663541875509, 0.034945922412722754838,
+                      0.19975123419914784077, 0.72000098583583329926, 1.7136274863178153975, 2.6691378461691809373,
+                      2.5227400076439307666, 1.1283791670955125719)
+  RNNEXT_COEFFICIENTS(double, below, 0.00011825875301217233138, 0.0033631756480740323604, 0.034387242241926894144,
+                      0.18863780435793581293, 0.63225428928858629635, 1.3313218611369187201, 1.6715305371431910902, 1.0)
 };
 
 template <class V>
@@ -126,7 +124,7 @@ RNNEXT_INLINE V erf(V x) {
   const V limit(E::saturates);
   V size = abs(x);
   size = select(size > limit, limit, size);
-  V minus_log = size * (polynomial(size, E::above) / polynomial(size, E::below));
+  V minus_log = size * (polynomial(size, E::above()) / polynomial(size, E::below()));
   return copysign(exp_less(exp_argument(-minus_log), V(1)), x);
 }
 

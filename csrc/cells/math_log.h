@@ -13,14 +13,14 @@ struct Logarithm;
 template <class V>
 struct Logarithm<V, float> {
   static constexpr float sqrt_half = 0.707106781f;
-  static constexpr float series[] = {2.f / 9, 2.f / 7, 2.f / 5};
+  RNNEXT_COEFFICIENTS(float, series, 2.f / 9, 2.f / 7, 2.f / 5)
   static constexpr float two_thirds_high = 0.666748047f, two_thirds_low = -8.13802108e-5f;
 };
 
 template <class V>
 struct Logarithm<V, double> {
   static constexpr double sqrt_half = 0.7071067811865476;
-  static constexpr double series[] = {2. / 21, 2. / 19, 2. / 17, 2. / 15, 2. / 13, 2. / 11, 2. / 9, 2. / 7, 2. / 5};
+  RNNEXT_COEFFICIENTS(double, series, 2. / 21, 2. / 19, 2. / 17, 2. / 15, 2. / 13, 2. / 11, 2. / 9, 2. / 7, 2. / 5)
   static constexpr double two_thirds_high = 0.6666666716337204, two_thirds_low = -4.967053731282552e-09;
 };
 
@@ -60,7 +60,7 @@ RNNEXT_INLINE V log_sum(V k, V f) {
   V s = f / (V(2) + f);
   V z = s * s;
   V half = V(0.5f) * f * f;
-  V series = fma(z, polynomial(z, L::series), V(L::two_thirds_high + L::two_thirds_low));
+  V series = fma(z, polynomial(z, L::series()), V(L::two_thirds_high + L::two_thirds_low));
   V rest = s * fma(z, series, half);
   return fma(k, V(E::ln2_high), f - (half - fma(k, V(E::ln2_low), rest)));
 }

@@ -35,7 +35,7 @@ RNNEXT_INLINE Twofold<V> log_twofold(V x) {
 
   V z = s * s;
   V square = s_high * s_high;
-  V rest = V(1.5f) * (z * z) * polynomial(z, L::series) + s_low * (s_high + s);
+  V rest = V(1.5f) * (z * z) * polynomial(z, L::series()) + s_low * (s_high + s);
   V t_high = upper_half(V(3) + square + rest);
   V t_low = rest - ((t_high - V(3)) - square);
 

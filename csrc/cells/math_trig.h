@@ -14,21 +14,21 @@ struct Circle;
 template <class V>
 struct Circle<V, float> {
   static constexpr float limit = 1e5f, two_over_pi = 0.636619772f, round = 12582912.0f;
-  static constexpr float pieces[] = {1.5703125f,      4.84466553e-4f,  -6.40749931e-7f,
-                                     9.89530235e-10f, 2.55795385e-12f, 5.39030295e-15f};
-  static constexpr float sine[] = {1.f / 362880, -1.f / 5040, 1.f / 120, -1.f / 6};
-  static constexpr float cosine[] = {-1.f / 3628800, 1.f / 40320, -1.f / 720, 1.f / 24};
+  RNNEXT_COEFFICIENTS(float, pieces, 1.5703125f, 4.84466553e-4f, -6.40749931e-7f, 9.89530235e-10f, 2.55795385e-12f,
+                      5.39030295e-15f)
+  RNNEXT_COEFFICIENTS(float, sine, 1.f / 362880, -1.f / 5040, 1.f / 120, -1.f / 6)
+  RNNEXT_COEFFICIENTS(float, cosine, -1.f / 3628800, 1.f / 40320, -1.f / 720, 1.f / 24)
 };
 
 template <class V>
 struct Circle<V, double> {
   static constexpr double limit = 1e9, two_over_pi = 0.6366197723675814, round = 6755399441055744.0;
-  static constexpr double pieces[] = {1.570796251296997, 7.549789415861596e-08, 5.390302529957765e-15,
-                                      3.2820036682434026e-22, -1.2536990206932499e-29};
-  static constexpr double sine[] = {1. / 355687428096000, -1. / 1307674368000, 1. / 6227020800, -1. / 39916800,
-                                    1. / 362880,          -1. / 5040,          1. / 120,        -1. / 6};
-  static constexpr double cosine[] = {1. / 20922789888000, -1. / 87178291200, 1. / 479001600, -1. / 3628800,
-                                      1. / 40320,          -1. / 720,         1. / 24};
+  RNNEXT_COEFFICIENTS(double, pieces, 1.570796251296997, 7.549789415861596e-08, 5.390302529957765e-15,
+                      3.2820036682434026e-22, -1.2536990206932499e-29)
+  RNNEXT_COEFFICIENTS(double, sine, 1. / 355687428096000, -1. / 1307674368000, 1. / 6227020800, -1. / 39916800,
+                      1. / 362880, -1. / 5040, 1. / 120, -1. / 6)
+  RNNEXT_COEFFICIENTS(double, cosine, 1. / 20922789888000, -1. / 87178291200, 1. / 479001600, -1. / 3628800, 1. / 40320,
+                      -1. / 720, 1. / 24)
 };
 
 // sin(x + turn pi/2) for x >= 0
@@ -38,10 +38,10 @@ RNNEXT_INLINE V sin_turned(V x, int turn) {
   V shifted = fma(x, V(C::two_over_pi), V(C::round));
   V n = shifted - V(C::round);
   V r = x;
-  for (auto piece : C::pieces) r = fma(n, V(-piece), r);
+  for (auto piece : C::pieces()) r = fma(n, V(-piece), r);
   V z = r * r;
-  V sine = fma(r * z, polynomial(z, C::sine), r);
-  V cosine = fma(z * z, polynomial(z, C::cosine), fma(z, V(-0.5f), V(1)));
+  V sine = fma(r * z, polynomial(z, C::sine()), r);
+  V cosine = fma(z * z, polynomial(z, C::cosine()), fma(z, V(-0.5f), V(1)));
 
   const auto quarter = shifted.bits() + static_cast<unsigned>(turn);  // n + turn in the low bits
   const auto negative = (quarter >> 1) << (Format<V>::bits - 1);

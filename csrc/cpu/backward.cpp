@@ -1,7 +1,9 @@
 #include "cpu/products.h"
+#include "cpu/registry.h"
 #include "cpu/scan.h"
 #include "cpu/weight_gradients.h"
 #include "engine/scan.h"
+#include "engine/step.h"
 
 namespace rnnext::cpu {
 namespace {
@@ -19,40 +21,32 @@ struct StepProduct {
 
 // What the threads of a team share.
 template <class T>
-struct Shared {
+struct Shared : BackwardBuffers<T> {
+  using BackwardBuffers<T>::operands, BackwardBuffers<T>::operand_layout;
+
   const ScanBackward<T>& p;
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
+  const Cell<T>& functions = *find_cell<T>(cell.name);
   const Plan plan = plan_of<T>(p, Pass::kBackward);
   const Partition& partition = plan.partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
-  Layout value_layout, operand_layout;
   WeightGradients<T> weight_gradients;
   Workspace<T> workspace;
-  T *zeros, *gradients, *values, *operands, *totals, *noise[kMaxNoise];
 
   explicit Shared(const ScanBackward<T>& params)
-      : p(params), weights{.transposed = false}, weight_gradients(params, plan.threads) {
-    const int64_t rows = p.steps.most_rows_in_a_block(), N = p.steps.N;
-    int64_t widest = 1;
-    for (int k = 0; k < cell.all_states(); ++k) widest = std::max(widest, shape.state_width(k));
-    shape.add(value_layout, cell.back_values);
-    for (int s = 0; s < cell.streams; ++s) {
-      for (int k = 0; k < cell.products; ++k) operand_layout.add(shape.width(cell.product[k].from));
-    }
-    workspace.add(&zeros, widest);
-    workspace.add(&gradients, rows * shape.gradients.columns);
-    workspace.add(&values, N * value_layout.columns);
-    workspace.add(&operands, N * operand_layout.columns);
-    workspace.add(&totals, N * cell.back_totals());
-    for (int k = 0; k < cell.noises; ++k) workspace.add(&noise[k], rows * shape.width(cell.noise[k].width));
+      : BackwardBuffers<T>(params.shape),
+        p(params),
+        weights{.transposed = false},
+        weight_gradients(params, plan.threads) {
+    this->each(shape, p.steps, [&](T** buffer, int64_t count) { workspace.add(buffer, count); });
     add_weights();
     weights.add_buffers(workspace);
     weight_gradients.add_buffers(workspace);
     workspace.allocate();
     list_products();
-    std::fill_n(zeros, widest, T(0));
+    std::fill_n(this->zeros, this->widest, T(0));
   }
 
   // Whether the gradients of states that the last products of a step add up are read by other parts in the next step:
@@ -154,6 +148,31 @@ class Backward {
     }
   }
 
+  void run(Range steps) {
+    p_.steps.each(steps, true, [&](int64_t t) { step(t); });
+  }
+
+  // dx = da_x W_ih; of two streams as in list_products.
+  void input_gradient(int64_t block) {
+    team_.sync();  // the gradients of the whole block are there
+    if (!p_.dx[0]) return;
+    const Range rows = p_.steps.rows_of(block);
+    for (int target = 0; target < s_.cell.streams; ++target) {
+      for (int source = target; source < s_.cell.streams; ++source) {
+        const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.shape.gradients.columns};
+        s_.weights.ih[source - target].matrix.multiply(team_, rows.size(), da, p_.dx[target].from(rows.begin),
+                                                       p_.accumulate_dx || source != target);
+      }
+    }
+  }
+
+  void weight_gradients(int64_t block, bool first) {
+    s_.weight_gradients.add_block(team_, block, {s_.gradients, s_.shape.gradients.columns}, s_.zeros,
+                                  first && !p_.accumulate_dw);
+    team_.sync();  // the gradients and the panels may be written again
+  }
+
+ private:
   void step(int64_t t) {
     const Partition& partition = s_.partition;
     const Range alive{0, p_.steps.rows(t)};
@@ -187,27 +206,6 @@ class Backward {
     if (s_.mixes_units()) team_.sync();
   }
 
-  // dx = da_x W_ih; of two streams as in list_products.
-  void input_gradient(int64_t block) {
-    team_.sync();  // the gradients of the whole block are there
-    if (!p_.dx[0]) return;
-    const Range rows = p_.steps.rows_of(block);
-    for (int target = 0; target < s_.cell.streams; ++target) {
-      for (int source = target; source < s_.cell.streams; ++source) {
-        const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.shape.gradients.columns};
-        s_.weights.ih[source - target].matrix.multiply(team_, rows.size(), da, p_.dx[target].from(rows.begin),
-                                                       p_.accumulate_dx || source != target);
-      }
-    }
-  }
-
-  void weight_gradients(int64_t block, bool first) {
-    s_.weight_gradients.add_block(team_, block, {s_.gradients, s_.shape.gradients.columns}, s_.zeros,
-                                  first && !p_.accumulate_dw);
-    team_.sync();  // the gradients and the panels may be written again
-  }
-
- private:
   int64_t width_of(int stage) const { return s_.shape.width(s_.cell.backward[stage].width); }
 
   void products(int stage, int64_t t, Range sequences, int64_t part) const {
@@ -230,31 +228,10 @@ class Backward {
 
   void stage(int number, int64_t t, Range sequences, Range units, bool continued) const {
     if (!sequences.size() || !units.size()) return;
-    const Shape& shape = s_.shape;
-    const int64_t n = sequences.begin, row = p_.steps.first(t) + n;
-    StepBackward<T> step;
-    step.rows = sequences.size(), step.begin = units.begin, step.end = units.end;
-    step.sizes = shape.sizes;
     const T* params[kMaxParams];
-    step.param = params;
-    step.record = {p_.record.from(row), shape.record.offset};
-    for (int s = 0; s < s_.cell.streams; ++s) {
-      step.next[s] = p_.y[s].from(row);
-      if (p_.dy[s]) step.dy[s] = p_.dy[s].from(row);
-      for (int k = 0; k < s_.cell.params.count; ++k) params[s * s_.cell.params.count + k] = p_.w[s].param[k];
-    }
-    for (int k = 0; k < s_.cell.noises; ++k) {
-      step.noise[k] = noise_rows(s_.cell.noise[k], shape, s_.noise[k]).from(row - first_row_);
-    }
-    for (int k = 0; k < s_.cell.all_states(); ++k) {
-      step.state[k] = states_before(p_, k, t, n, continued, s_.zeros);
-      step.dstate[k] = Rows<T>{p_.dstate[k], shape.state_width(k)}.from(n);
-    }
-    step.gradients = Values<T>{{s_.gradients, shape.gradients.columns}, shape.gradients.offset}.from(row - first_row_);
-    step.operands = {Rows<const T>{s_.operands, s_.operand_layout.columns}.from(n), s_.operand_layout.offset};
-    step.values = Values<T>{{s_.values, s_.value_layout.columns}, s_.value_layout.offset}.from(n);
-    if (s_.cell.back_totals()) step.totals = Rows<T>{s_.totals, s_.cell.back_totals()}.from(n);
-    p_.cell->backward[number](step);
+    params_of(p_, params);
+    const StepBackward<T> step = backward_step<T>(p_, s_, first_row_, t, sequences, units, continued, params);
+    s_.functions.backward[number](step);
   }
 
   Shared<T>& s_;

@@ -1,6 +1,8 @@
 #include "cpu/products.h"
+#include "cpu/registry.h"
 #include "cpu/scan.h"
 #include "engine/scan.h"
+#include "engine/step.h"
 
 namespace rnnext::cpu {
 namespace {
@@ -17,31 +19,23 @@ struct StepProduct {
 
 // What the threads of a team share.
 template <class T>
-struct Shared {
+struct Shared : ForwardBuffers<T> {
+  using ForwardBuffers<T>::r_part, ForwardBuffers<T>::values, ForwardBuffers<T>::value_layout;
+  using ForwardBuffers<T>::product_values, ForwardBuffers<T>::product_layout;
+
   const ScanForward<T>& p;
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
+  const Cell<T>& functions = *find_cell<T>(cell.name);
   const Plan plan = plan_of<T>(p, Pass::kForward);
   const Partition& partition = plan.partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
-  Layout value_layout, product_layout;
   Workspace<T> workspace;
-  T *bias[kStreams], *x_part[kStreams], *r_part[kStreams], *values, *product_values, *totals, *noise[kMaxNoise];
 
-  explicit Shared(const ScanForward<T>& params) : p(params), weights{.transposed = true} {
-    const int64_t rows = p.steps.most_rows_in_a_block(), N = p.steps.N;
-    shape.add(value_layout, cell.values);
-    for (int s = 0; s < cell.streams; ++s) {
-      for (int k = 0; k < cell.products; ++k) product_layout.add(shape.width(cell.product[k].to));
-      workspace.add(&bias[s], cell.slots() * shape.H());
-      workspace.add(&x_part[s], rows * shape.gate_columns());
-      workspace.add(&r_part[s], N * shape.recurrent_columns());
-    }
-    workspace.add(&values, N * value_layout.columns);
-    workspace.add(&product_values, N * product_layout.columns);
-    workspace.add(&totals, N * cell.totals());
-    for (int k = 0; k < cell.noises; ++k) workspace.add(&noise[k], rows * shape.width(cell.noise[k].width));
+  explicit Shared(const ScanForward<T>& params)
+      : ForwardBuffers<T>(params.shape), p(params), weights{.transposed = true} {
+    this->each(shape, p.steps, [&](T** buffer, int64_t count) { workspace.add(buffer, count); });
     add_weights();
     weights.add_buffers(workspace);
     workspace.allocate();
@@ -154,6 +148,11 @@ class Forward {
     });
   }
 
+  void run(Range steps) {
+    p_.steps.each(steps, false, [&](int64_t t) { step(t); });
+  }
+
+ private:
   void step(int64_t t) {
     const Partition& partition = s_.partition;
     const Range alive{0, p_.steps.rows(t)};
@@ -181,7 +180,6 @@ class Forward {
     }
   }
 
- private:
   void start() {
     const int64_t gates = s_.shape.gate_columns(), summed = s_.cell.summed * s_.shape.H();
     const int64_t recurrent = s_.shape.recurrent_columns();
@@ -213,31 +211,10 @@ class Forward {
 
   void stage(int number, int64_t t, Range sequences, Range units) const {
     if (!sequences.size() || !units.size()) return;
-    const Shape& shape = s_.shape;
-    const int64_t n = sequences.begin, row = p_.steps.first(t) + n;
-    StepForward<T> step;
-    step.rows = sequences.size(), step.begin = units.begin, step.end = units.end;
-    step.sizes = shape.sizes;
     const T* params[kMaxParams];
-    step.param = params;
-    for (int s = 0; s < s_.cell.streams; ++s) {
-      step.x[s] = Rows<const T>{s_.x_part[s], shape.gate_columns()}.from(row - first_row_);
-      step.r[s] = Rows<const T>{s_.r_part[s], shape.recurrent_columns()}.from(n);
-      step.bias[s] = s_.bias[s];
-      step.y[s] = p_.y[s].from(row);
-      for (int k = 0; k < s_.cell.params.count; ++k) params[s * s_.cell.params.count + k] = p_.w[s].param[k];
-    }
-    for (int k = 0; k < s_.cell.noises; ++k) {
-      step.noise[k] = noise_rows(s_.cell.noise[k], shape, s_.noise[k]).from(row - first_row_);
-    }
-    for (int k = 0; k < s_.cell.all_states(); ++k) {
-      step.state[k] = Rows<T>{p_.state[k], shape.state_width(k)}.from(n);
-    }
-    if (p_.record) step.record = {p_.record.from(row), shape.record.offset};
-    step.values = Values<T>{{s_.values, s_.value_layout.columns}, s_.value_layout.offset}.from(n);
-    step.products = Values<T>{{s_.product_values, s_.product_layout.columns}, s_.product_layout.offset}.from(n);
-    if (s_.cell.totals()) step.totals = Rows<T>{s_.totals, s_.cell.totals()}.from(n);
-    p_.cell->forward[number](step);
+    params_of(p_, params);
+    const StepForward<T> step = forward_step<T>(p_, s_, first_row_, t, sequences, units, params);
+    s_.functions.forward[number](step);
   }
 
   Shared<T>& s_;

@@ -45,7 +45,7 @@ struct WeightMatrices {
 
 template <class T, class Params>
 bool uses_bfloat16(const Params& params) {
-  return params.bfloat16 && has_bfloat16<T>();
+  return params.operands == Operands::kBFloat16 && has_bfloat16<T>();
 }
 
 // `params`: of a scan in the direction of `pass`.
@@ -54,21 +54,8 @@ Plan plan_of(const Params& params, Pass pass) {
   return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T), available_threads());
 }
 
-// The product of the cell that uses one of its own matrices.
-inline const Product& product_with(const CellShape& cell, int matrix) {
-  const Product* product = cell.product;
-  while (product->matrix != matrix) ++product;
-  return *product;
-}
-
 inline Range share_of(Range all, int64_t part, int64_t parts) {
   return {all.begin + all.size() * part / parts, all.begin + all.size() * (part + 1) / parts};
-}
-
-// The buffer of one noise of a cell, [rows of a block, width].
-template <class T>
-Rows<const T> noise_rows(const Noise& noise, const Shape& shape, const T* buffer) {
-  return {buffer, shape.width(noise.width)};
 }
 
 // The noise of a block; the threads do not meet after it.

@@ -1,5 +1,6 @@
 #include "cpu/registry.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
 
 #include <map>
@@ -50,6 +51,20 @@ const Cell<T>* find_cell(std::string_view name) {
 
 template const Cell<float>* find_cell<float>(std::string_view);
 template const Cell<double>* find_cell<double>(std::string_view);
+
+const CellShape& cell_named(std::string_view name) {
+  if (const Cell<float>* cell = find_cell<float>(name)) return cell->shape;
+  // A program that was exported brings the names of its cells alone.
+  const auto load = c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::load_cached_cell", "");
+  if (load.typed<bool(std::string_view)>().call(name)) return find_cell<float>(name)->shape;
+  std::string known;
+  for (int i = 0; i < kernels<float>().cell_count; ++i) {
+    known += std::string(i ? ", " : "") + kernels<float>().cells[i].shape.name;
+  }
+  TORCH_CHECK_VALUE(false, "rnnext: no cell is called '", name, "'; there are ", known,
+                    ", and the cells written in Python whose layers have run on this machine. A cell has another name "
+                    "with another version of rnnext, torch or the compiler: export its program with these");
+}
 
 std::string load_cell(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -12,6 +12,9 @@ namespace rnnext {
 template <class T>
 const Cell<T>* find_cell(std::string_view name);
 
+// What the cell of that name is like; one compiled by an earlier process is looked for, too. Throws where there is none.
+const CellShape& cell_named(std::string_view name);
+
 // Loads a library that holds one cell, compiled for the instruction set in use (see cpu/written.h), and returns the
 // cell's name. A name that is loaded already is left as it is. Throws when the library does not fit.
 std::string load_cell(const std::string& path);

@@ -9,6 +9,14 @@
 #endif
 
 #define RNNEXT_INLINE inline __attribute__((always_inline))
+// A member function that gives a table of constants.
+#define RNNEXT_COEFFICIENTS(T, name, ...)             \
+  static constexpr T name##_values[] = {__VA_ARGS__}; \
+  static constexpr const auto& name() {               \
+    return name##_values;                             \
+  }
+// Before a variable template of constants.
+#define RNNEXT_CONSTANT
 
 namespace rnnext::RNNEXT_ISA {
 

@@ -10,23 +10,9 @@
 #include "cpu/partition.h"
 #include "cpu/products.h"
 #include "cpu/workspace.h"
+#include "engine/step.h"
 
 namespace rnnext::cpu {
-
-// State k before step t, from sequence n on: of sequences that began before (`continued`) it lies among the outputs, of
-// the others it is the initial state.
-template <class T>
-Rows<const T> states_before(const ScanBackward<T>& p, int k, int64_t t, int64_t n, bool continued, const T* zeros) {
-  const CellShape& cell = *p.shape.cell;
-  const int stream = k / cell.states.count, i = k % cell.states.count;
-  if (!continued) {
-    return p.h0[k] ? Rows<const T>{p.h0[k], p.shape.state_width(k)}.from(n) : Rows<const T>{zeros, 0};
-  }
-  const int64_t row = p.steps.first(p.steps.previous(t)) + n;
-  if (i == 0) return p.y[stream].from(row);
-  const int recorded = cell.saved.count + stream * (cell.states.count - 1) + i - 1;
-  return p.record.from(row, p.shape.record.offset[recorded]);
-}
 
 // What a matrix was multiplied by, cut into panels: [panel][rows][columns of the panel]; in bfloat16 with two rows side by
 // side, as the right-hand sides in gemm.h.

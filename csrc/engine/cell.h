@@ -102,16 +102,20 @@ struct CellShape {
   }
 };
 
-// Matrix in row-major order: row i starts at data + i * stride. A stride of 0 repeats one row.
+// Matrix in row-major order: row i starts at data + i * stride. A stride of 0 repeats one row. (What is constexpr here and
+// below can be called by device code.)
 template <class T>
 struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
 
-  T* operator[](int64_t i) const { return data + i * stride; }
-  Rows from(int64_t row, int64_t column = 0) const { return {data + row * stride + column, stride}; }
-  explicit operator bool() const { return data != nullptr; }
-  operator Rows<const T>() const requires(!std::is_const_v<T>) { return {data, stride}; }
+  constexpr T* operator[](int64_t i) const { return data + i * stride; }
+  constexpr Rows from(int64_t row, int64_t column = 0) const { return {data + row * stride + column, stride}; }
+  constexpr explicit operator bool() const { return data != nullptr; }
+  template <class U>
+  requires(std::is_same_v<U, const T> && !std::is_const_v<T>) constexpr operator Rows<U>() const {
+    return {data, stride};
+  }
 };
 
 // Values of several widths side by side in a row: value k begins at column offset[k].
@@ -120,8 +124,8 @@ struct Values {
   Rows<T> rows;
   const int64_t* offset = nullptr;
 
-  T* at(int64_t row, int k) const { return rows[row] + offset[k]; }
-  Values from(int64_t row) const { return {rows.from(row), offset}; }
+  constexpr T* at(int64_t row, int k) const { return rows[row] + offset[k]; }
+  constexpr Values from(int64_t row) const { return {rows.from(row), offset}; }
 };
 
 // A stage of one step, for `rows` sequences and the units begin .. end; the pointers are those of unit 0.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/cell.h"
+#include "engine/params.h"
 
 namespace rnnext {
 
@@ -121,6 +122,13 @@ inline void find_sizes(const CellShape& cell, Sizes& s, at::TensorList weights, 
   const bool fits = w_hh.size(1) > 0 && h == s.H && h % w_hh.size(1) == 0;
   if (!fits) check_shape("W_hh", w_hh, {cell.recurrent_gates() * s.H, h});
   s.heads = h / w_hh.size(1);
+}
+
+inline Operands check_operand_dtype(optional<at::ScalarType> dtype) {
+  if (!dtype) return Operands::kAsGiven;
+  TORCH_CHECK(dtype == at::kBFloat16 || dtype == at::kHalf, "rnnext: operand_dtype is ", *dtype,
+              ", expected float16, bfloat16 or None");
+  return dtype == at::kHalf ? Operands::kHalf : Operands::kBFloat16;
 }
 
 // At most all steps.

@@ -30,6 +30,12 @@ struct Steps {
   int64_t rows(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : N; }
   int64_t total() const { return first(T); }
 
+  // Calls work(t) for some steps in the order of the scan, or against it.
+  template <class Work>
+  void each(Range run, bool against, Work work) const {
+    for (int64_t i = 0; i < run.size(); ++i) work(reverse != against ? run.end - 1 - i : run.begin + i);
+  }
+
   // The step scanned before t, and how many of t's sequences were alive then; the others start at t.
   int64_t previous(int64_t t) const { return reverse ? t + 1 : t - 1; }
   int64_t continued(int64_t t) const {
@@ -58,6 +64,13 @@ struct Steps {
   bool begins_segment(int64_t t) const {
     if (!checkpoint_every) return false;
     return reverse ? t + 1 == T || (t + 1) % checkpoint_every == 0 : t % checkpoint_every == 0;
+  }
+  // Of the steps that are left to scan, those of the segment that is next.
+  Range until_segment(Range left) const {
+    if (!checkpoint_every) return left;
+    const int64_t every = checkpoint_every;
+    if (reverse) return {std::max(left.begin, (left.end - 1) / every * every), left.end};
+    return {left.begin, std::min(left.end, (left.begin / every + 1) * every)};
   }
   // What is scanned again from a checkpoint. Backward takes whole blocks, so of each segment those that begin in it, in
   // the order of the scan: from the checkpoint to the end of the last of them.
@@ -137,13 +150,15 @@ struct NoiseSource {
   uint32_t scan = 0;  // layer * D + direction
 };
 
+// What the operands of a product of float32 may be rounded to, where the device has such products. Sums stay in float32.
+enum class Operands : int8_t { kAsGiven, kBFloat16, kHalf };
+
 template <class T>
 struct ScanForward {
-  const Cell<T>* cell;
   Shape shape;
   Steps steps;
   NoiseSource noise;
-  bool bfloat16;              // products of operands rounded to bfloat16, where the processor has them
+  Operands operands;
   Rows<const T> x[kStreams];  // [rows, C]
   Weights<const T> w[kStreams];
   const T* h0[kMaxStates];  // [N, width] each, or null: zeros
@@ -155,11 +170,10 @@ struct ScanForward {
 
 template <class T>
 struct ScanBackward {
-  const Cell<T>* cell;
   Shape shape;
   Steps steps;
   NoiseSource noise;
-  bool bfloat16;
+  Operands operands;
   Rows<const T> x[kStreams];
   Weights<const T> w[kStreams];
   const T* h0[kMaxStates];

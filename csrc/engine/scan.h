@@ -13,11 +13,12 @@ void scan_forward(Backend& backend, const Steps& steps) {
   for (int64_t i = 0; i < blocks.size(); ++i) {
     const int64_t b = steps.reverse ? blocks.end - 1 - i : blocks.begin + i;
     backend.project_input(b);
-    const Range r = steps.scanned_steps_of(b);
-    for (int64_t j = 0; j < r.size(); ++j) {
-      const int64_t t = steps.reverse ? r.end - 1 - j : r.begin + j;
+    for (Range left = steps.scanned_steps_of(b); left.size() > 0;) {
+      const int64_t t = steps.reverse ? left.end - 1 : left.begin;
       if (steps.begins_segment(t)) backend.keep_checkpoint(steps.segment_of(t));
-      backend.step(t);
+      const Range run = steps.until_segment(left);
+      backend.run(run);
+      steps.reverse ? left.end = run.begin : left.begin = run.end;
     }
   }
 }
@@ -29,9 +30,8 @@ void scan_backward(Backend& backend, const Steps& steps) {
   const Range blocks = steps.whole_blocks();
   for (int64_t i = 0; i < blocks.size(); ++i) {
     const int64_t b = steps.reverse ? blocks.begin + i : blocks.end - 1 - i;
-    const Range r = steps.steps_of(b);
     backend.begin_block(b);
-    for (int64_t j = 0; j < r.size(); ++j) backend.step(steps.reverse ? r.begin + j : r.end - 1 - j);
+    backend.run(steps.steps_of(b));
     backend.input_gradient(b);
     backend.weight_gradients(b, i == 0);
   }

@@ -1,7 +1,8 @@
 // The whole stack: layers, directions, and dropout between layers, around the scans of a backend.
 //
-// A backend is a class with static functions: cell<T>(name), scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
-// dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor.
+// A backend is a class with static functions: scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
+// dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so many rows
+// are in a time block, where sequences are few enough.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -13,15 +14,12 @@
 
 namespace rnnext {
 
-// At most so many rows are in a time block, where sequences are few enough. The products over a block's rows then run at
-// full speed, and its buffers stay in cache.
-constexpr int64_t kBlockRows = 768;
-// The same of each sample, where each has its own gradients of the weights.
+// At least so many rows of each sample are in a time block, where each has its own gradients of the weights.
 constexpr int64_t kSampleRows = 64;
 
-// Steps in a time block: blocks of about equal length.
-inline int64_t block_steps(int64_t T, int64_t N, int64_t samples = 0) {
-  const int64_t rows = std::max(kBlockRows, kSampleRows * samples);
+// Steps in a time block of at most so many rows: blocks of about equal length.
+inline int64_t block_steps(int64_t block_rows, int64_t T, int64_t N, int64_t samples = 0) {
+  const int64_t rows = std::max(block_rows, kSampleRows * samples);
   const int64_t most = std::clamp<int64_t>(rows / std::max<int64_t>(N, 1), 1, T);
   const int64_t blocks = (T + most - 1) / most;
   return (T + blocks - 1) / blocks;
@@ -32,13 +30,13 @@ class Stack {
  public:
   Stack(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers, bool bidirectional,
-        double dropout, at::IntArrayRef sizes, bool bfloat16, int64_t checkpoint_every = 0)
+        double dropout, at::IntArrayRef sizes, optional<at::ScalarType> operand_dtype, int64_t checkpoint_every = 0)
       : cell_(cell),
         s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes)),
         h_(s_.width(cell.states.width[0])),
         x_(x.contiguous().view({cell.streams, s_.rows, s_.C})),
         dropout_(seed ? dropout : 0),
-        bfloat16_(bfloat16),
+        operands_(check_operand_dtype(operand_dtype)),
         checkpoint_every_(check_checkpoint_every(checkpoint_every, s_.all_steps)),
         noise_{seed.has_value(), seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0} {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
@@ -166,7 +164,8 @@ class Stack {
   }
 
   Steps steps(int64_t direction, int64_t samples = 0) const {
-    return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1, block_steps(s_.T, s_.N, samples)};
+    return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1,
+            block_steps(Backend::kBlockRows, s_.T, s_.N, samples)};
   }
 
   Shape shape(int64_t inputs) const {
@@ -267,7 +266,7 @@ class Stack {
 
   template <class T>
   ScanForward<T> forward_of(int64_t l, int64_t d, const Tensor& x) const {
-    ScanForward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d), noise(l, d), bfloat16_};
+    ScanForward<T> p{shape(x.size(2)), steps(d), noise(l, d), operands_};
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -297,8 +296,7 @@ class Stack {
   void scan_backward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record, const Tensor& dy,
                      const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights,
                      int64_t samples) const {
-    ScanBackward<T> p{Backend::template cell<T>(cell_.name), shape(x.size(2)), steps(d, samples), noise(l, d),
-                      bfloat16_};
+    ScanBackward<T> p{shape(x.size(2)), steps(d, samples), noise(l, d), operands_};
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -365,7 +363,7 @@ class Stack {
   const int64_t h_;  // width of h
   const Tensor x_;   // [streams, rows, C]
   const double dropout_;
-  const bool bfloat16_;
+  const Operands operands_;
   const int64_t checkpoint_every_;
   const NoiseSource noise_;
   std::vector<Tensor> h0_, weights_;
