@@ -1,10 +1,10 @@
-"""How the kernels would go about a call: the planner of the CPU engine, in words."""
+"""How the kernels would go about a call: the planners of the CPU and of CUDA, in words."""
 
 from __future__ import annotations
 
 import torch
 
-from rnnext import ops
+from rnnext import _load, ops
 from rnnext.module_base import Layer
 from rnnext.packing import Lengths, as_tensor
 from rnnext.recurrent import Recurrent
@@ -17,9 +17,9 @@ def plan(
     lengths: Lengths | None = None,
     threads: int | None = None,
 ) -> str:
-    """Tell how a call of a layer on the CPU would be done; nothing is run.
+    """Tell how a call of a layer would be done; nothing is run.
 
-    In a line: the threads that work, and how they share the work, **by rows** (each takes some
+    On the CPU, in a line: the threads that work, and how they share the work, **by rows** (each takes some
     sequences through all steps) or **by units** (each takes some units of every sequence, and they
     meet at each step); in brackets why:
 
@@ -34,12 +34,16 @@ def plan(
     place or packed for the call, in bfloat16 perhaps (of a bfloat16 layer, or under autocast, where
     the processor multiplies it); and the steps in a time block, whose input is projected at once.
 
+    On CUDA: whether the steps of a block run **in one launch**, the weights staying on the chip,
+    and in how many slices of units and groups of sequences, or **step by step**, and why.
+    RNNEXT_CUDA_PATH=steps or persistent forces one of the two.
+
     Args:
-        layer: a layer of rnnext, with its parameters on the CPU.
+        layer: a layer of rnnext, with its parameters on the CPU or a CUDA device.
         T: steps.
         N: sequences.
         lengths: of each sequence, [N] integers in 1..T, in any order; None: all have T steps.
-        threads: to share the work; None: torch's.
+        threads: to share the work on the CPU; None: torch's.
 
     Returns:
         For each layer of the stack a line of its forward and one of its backward, the same for
@@ -48,8 +52,8 @@ def plan(
     Raises:
         TypeError: layer is not one of rnnext's, or lengths are not integers.
         ValueError: no kernels would run (another device or dtype, no compiler for a written cell);
-            lengths that are not [N] or out of range.
-        RuntimeError: T, N or threads below 1 or too large.
+            lengths that are not [N] or out of range; threads on CUDA.
+        RuntimeError: T, N or threads below 1 or too large; RNNEXT_CUDA_PATH asks for what can't be.
 
     Example:
         >>> print(plan(rnnext.GRU(8, 8), T=1, N=1, threads=2))
@@ -60,11 +64,14 @@ def plan(
     weight = getattr(layer, layer._names()[0])
     rounded = ops._rounded_dtype(weight)
     dtype = weight.dtype if rounded is None else torch.float32
-    if not weight.is_cpu or dtype not in (torch.float32, torch.float64):
+    has_kernels = weight.is_cpu or (weight.is_cuda and _load.cuda_version() is not None)
+    if not has_kernels or dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"the plan is that of the CPU kernels, but the layer is {weight.dtype} on "
-            f"{weight.device}: move it with .to('cpu', torch.float32)"
+            f"the plan is that of the kernels, but they do not run {weight.dtype} on "
+            f"{weight.device}: move the layer with .to('cpu', torch.float32)"
         )
+    if weight.is_cuda and threads is not None:
+        raise ValueError(f"threads is {threads}, but on {weight.device} there are none to choose")
     batch_sizes = None
     if lengths is not None:
         batch_sizes = torch.ops.rnnext.packing(as_tensor(lengths), N, T, False)[0]
@@ -72,18 +79,12 @@ def plan(
     width = next(iter(layer._states().values()))
     for k in range(layer.num_layers):
         inputs = layer.input_size if k == 0 else width * (2 if layer.bidirectional else 1)
-        text = torch.ops.rnnext.plan(
-            name,
-            T,
-            N,
-            inputs,
-            [layer.hidden_size, *sizes],
-            heads,
-            batch_sizes,
-            dtype=dtype,
-            bfloat16=rounded == torch.bfloat16,
-            threads=threads,
-        )
+        call = name, T, N, inputs, [layer.hidden_size, *sizes], heads, batch_sizes
+        if weight.is_cuda:
+            computed = weight.new_empty(0, dtype=dtype)
+            text = torch.ops.rnnext.plan_cuda(call[0], computed, *call[1:], operand_dtype=rounded)
+        else:
+            text = torch.ops.rnnext.plan(*call, dtype=dtype, operand_dtype=rounded, threads=threads)
         lines += [f"layer {k}, {line}" for line in text.splitlines()]
     return "\n".join(lines)
 

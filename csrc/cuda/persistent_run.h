@@ -1,0 +1,108 @@
+// The host's part of a persistent scan: whether there is one, its memory, its launches.
+#pragma once
+
+#include <optional>
+
+#include "cuda/cell.h"
+#include "cuda/memory.h"
+#include "cuda/planner.h"
+
+namespace rnnext::cuda {
+
+inline Precision precision_of(Operands operands) {
+  if (operands == Operands::kBFloat16) return Precision::kBFloat16;
+  if (operands == Operands::kHalf) return Precision::kHalf;
+  return allows_tf32() ? Precision::kTf32 : Precision::kSplit;
+}
+
+// How a scan goes about its steps: all in one launch with this tiling, or one by one.
+struct Route {
+  std::optional<Tiling> tiling;
+  const char* why_not = "";
+};
+
+// `kernels`: of the cell, or null (of float64, there are none). Throws where RNNEXT_CUDA_PATH asks for what can't be.
+inline Route find_route(const Shape& shape, const Steps& steps, const Persistent* kernels, bool forward,
+                        Precision precision) {
+  const Path path = chosen_path();
+  if (path == Path::kSteps) return {std::nullopt, "as RNNEXT_CUDA_PATH says"};
+  const CellShape& cell = *shape.cell;
+  const ScanSizes sizes{cell.recurrent_gates(), cell.states.count, shape.H(), steps.N,
+                        static_cast<int64_t>(steps.scanned.size())};
+  Route route;
+  if (!kernels || shape.heads > 1) {
+    route.why_not = "the cell has no other kernel";
+  } else {
+    const Chip here = chip();
+    route.tiling = make_tiling(sizes, forward, precision, {here.multiprocessors, here.shared});
+    if (route.tiling) {
+      // Blocks that wait for each other must all be on the chip.
+      const int shared = static_cast<int>(route.tiling->shared_bytes(cell.states.count));
+      const int blocks = route.tiling->slices * route.tiling->groups;
+      if (kernels->resident_blocks(forward, precision, shared) < blocks) route.tiling.reset();
+    }
+    if (!route.tiling) route.why_not = "the weights do not fit on the device";
+  }
+  if (path == Path::kPersistent && !route.tiling) {
+    throw std::runtime_error(std::string("rnnext: RNNEXT_CUDA_PATH=persistent, but ") + cell.name +
+                             " can't be done so: " + route.why_not + "; unset it, or set it to auto");
+  }
+  if (path == Path::kAuto && route.tiling) {
+    route.why_not = why_not_persist(sizes, *route.tiling);
+    if (*route.why_not) route.tiling.reset();
+  }
+  return route;
+}
+
+// Of a scan in float32, forward or backward.
+class PersistentRun {
+ public:
+  template <class Scan>
+  PersistentRun(const Scan& p, const Persistent* kernels, bool forward, Arena& arena)
+      : kernels_(kernels),
+        H_(p.shape.H()),
+        steps_(p.steps),
+        w_hh_(p.w[0].w_hh),
+        precision_(precision_of(p.operands)),
+        tiling_(find_route(p.shape, p.steps, kernels, forward, precision_).tiling) {
+    if (!tiling_) return;
+    arena.add(&exchange_, exchange_words());
+    arena.add(&flags_, tiling_->groups * tiling_->slices);
+    if (steps_.offsets) arena.add(&offsets_, steps_.T + 1);
+  }
+
+  explicit operator bool() const { return tiling_.has_value(); }
+
+  void begin(Stream stream) const {
+    if (offsets_) upload(steps_.offsets, steps_.T + 1, offsets_, stream);
+  }
+
+  // Calls launch(scan) for as many sequences at a time as the tiling takes.
+  template <class Launch>
+  void each(Range run, int64_t first_row, Stream stream, Launch launch) const {
+    const int64_t most = int64_t{tiling_->groups} * tiling_->sequences();
+    for (int64_t begin = 0; begin < steps_.N; begin += most) {
+      clear(exchange_, exchange_words() * sizeof(uint32_t), stream);
+      clear(flags_, tiling_->groups * tiling_->slices * sizeof(unsigned), stream);
+      launch(PersistentScan{*tiling_, precision_, steps_.N, offsets_, steps_.reverse, run, first_row, begin,
+                            std::min(most, steps_.N - begin), H_, w_hh_, exchange_, flags_});
+    }
+  }
+
+  const Persistent& kernels() const { return *kernels_; }
+
+ private:
+  int64_t exchange_words() const { return 2 * tiling_->groups * tiling_->exchange_words(); }
+
+  const Persistent* const kernels_;
+  const int64_t H_;
+  const Steps steps_;
+  const float* const w_hh_;
+  const Precision precision_;
+  const std::optional<Tiling> tiling_;
+  uint32_t* exchange_ = nullptr;
+  unsigned* flags_ = nullptr;
+  int64_t* offsets_ = nullptr;
+};
+
+}  // namespace rnnext::cuda

@@ -1,0 +1,91 @@
+#include "cuda/registry.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <dlfcn.h>
+
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
+
+#include "cuda/built_in.h"
+#include "cuda/written.h"
+
+namespace rnnext::cuda {
+namespace {
+
+template <class T>
+const auto& built_in_cells() {
+#define RNNEXT_LIST(Struct) &built_in_##Struct<T>(),
+  static const Cell<T>* const cells[] = {RNNEXT_BUILT_IN_CELLS(RNNEXT_LIST)};
+#undef RNNEXT_LIST
+  return cells;
+}
+
+// Cells that were loaded; never removed.
+struct Loaded {
+  std::shared_mutex mutex;
+  std::map<std::string, const WrittenCell*, std::less<>> cells;
+};
+
+Loaded& loaded() {
+  static Loaded& instance = *new Loaded;  // outlives every thread
+  return instance;
+}
+
+const WrittenCell* find_loaded(std::string_view name) {
+  Loaded& all = loaded();
+  const std::shared_lock lock(all.mutex);
+  const auto found = all.cells.find(name);
+  return found == all.cells.end() ? nullptr : found->second;
+}
+
+}  // namespace
+
+template <class T>
+const Cell<T>* find_cell(std::string_view name) {
+  for (const Cell<T>* cell : built_in_cells<T>()) {
+    if (name == cell->shape.name) return cell;
+  }
+  const WrittenCell* written = find_loaded(name);
+  if (!written) return nullptr;
+  if constexpr (std::is_same_v<T, float>) {
+    return written->f32;
+  } else {
+    return written->f64;
+  }
+}
+
+template <class T>
+const Cell<T>& cell_named(std::string_view name) {
+  if (const Cell<T>* cell = find_cell<T>(name)) return *cell;
+  // A program that was exported brings the names of its cells alone.
+  const auto load = c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::load_cached_cell", "");
+  load.typed<bool(std::string_view, std::string_view)>().call(name, "cuda");
+  const Cell<T>* cell = find_cell<T>(name);
+  TORCH_CHECK_VALUE(cell, "rnnext: no cell is called '", name,
+                    "' on CUDA: it is neither built in nor one written in Python whose layer has run on a GPU of this "
+                    "machine");
+  return *cell;
+}
+
+template const Cell<float>* find_cell<float>(std::string_view);
+template const Cell<double>* find_cell<double>(std::string_view);
+template const Cell<float>& cell_named<float>(std::string_view);
+template const Cell<double>& cell_named<double>(std::string_view);
+
+std::string load_cell(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw std::runtime_error(std::string("rnnext: a compiled cell does not load: ") + dlerror());
+  const auto* cell = static_cast<const WrittenCell*>(dlsym(library, "rnnext_cuda_cell"));
+  if (!cell || cell->version != kCellVersion) {
+    throw std::runtime_error("rnnext: " + path + " holds no CUDA cell for this version of rnnext");
+  }
+  const std::string name = cell->f32->shape.name;
+  Loaded& all = loaded();
+  const std::unique_lock lock(all.mutex);
+  all.cells.emplace(name, cell);
+  return name;
+}
+
+}  // namespace rnnext::cuda

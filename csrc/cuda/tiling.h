@@ -1,0 +1,66 @@
+// How a persistent scan is cut: the planner's answer, and where things lie in its memory. Host functions and constants,
+// tested on any machine.
+#pragma once
+
+#include <cstdint>
+
+namespace rnnext {
+
+constexpr int kPersistentThreads = 256, kPersistentWarps = kPersistentThreads / 32;
+
+// What the operands of a recurrent product are in a persistent scan. kTf32: float32, of which the tensor cores take ten
+// bits of the mantissa; kSplit: float32 as the sum of two such, in three products.
+enum class Precision : int8_t { kBFloat16, kHalf, kTf32, kSplit };
+
+constexpr int values_in_word(Precision p) {
+  return p == Precision::kBFloat16 || p == Precision::kHalf ? 2 : 1;
+}
+
+// Each block of the grid holds a slice of units and its weights for the whole scan, and takes one group of sequences.
+// The product of a step is [rows, depth] x [depth, sequences] in tiles of 16 rows, `tile_depth` deep, of 8 sequences; the
+// warps of a block share out the depth.
+struct Tiling {
+  int units = 0;    // of a slice; the last one may have fewer
+  int slices = 0;   // blocks that exchange states
+  int groups = 0;   // of sequences
+  int columns = 0;  // tiles of 8 sequences that a group has: one of kColumnTiles
+  int rows = 0;     // tiles of 16 rows of weights: 1 to kMostRowTiles
+  int depth = 0;    // tiles
+  int words = 0;    // values in a 32-bit word
+
+  static constexpr int kMostRowTiles = 4;
+  static constexpr int kColumnTiles[] = {1, 2, 3, 4, 8};
+
+  constexpr int tile_depth() const { return 8 * words; }
+  constexpr int sequences() const { return 8 * columns; }
+  // Of a warp's partial sums [sequences, rows], the distance between sequences: the lanes of a warp then write to different
+  // banks.
+  constexpr int sums_stride() const { return 16 * rows + 4; }
+
+  // Words of shared memory: weights, partial sums of each warp, the carry of `states` states.
+  constexpr int64_t weight_words() const { return int64_t{rows} * depth * 128; }
+  constexpr int64_t sums_words() const { return int64_t{kPersistentWarps} * sequences() * sums_stride(); }
+  constexpr int64_t carry_words(int states) const { return int64_t{states} * sequences() * units; }
+  constexpr int64_t shared_bytes(int states) const { return 4 * (weight_words() + sums_words() + carry_words(states)); }
+
+  // Words of memory through which the slices of a group exchange a step's values; there are two such buffers a group.
+  constexpr int64_t exchange_words() const { return int64_t{depth} * columns * 64; }
+};
+
+// Where value `k` of the depth and sequence `n` of a group lie in an exchange buffer, counted in values: as the lanes of a
+// warp read them.
+constexpr int64_t exchange_place(int words, int columns, int k, int n) {
+  const int tile = k / (8 * words), within = k % (8 * words);
+  const int lane = n % 8 * 4 + within % (4 * words) / words, half = within / (4 * words);
+  return (((int64_t{tile} * columns + n / 8) * 32 + lane) * 2 + half) * words + within % words;
+}
+
+// The row and the depth of value `i` (of `words`) in register `r` of a lane, for tile (row_tile, depth_tile) of weights.
+struct WeightPlace {
+  int row, k;
+};
+constexpr WeightPlace weight_place(int words, int row_tile, int depth_tile, int lane, int r, int i) {
+  return {row_tile * 16 + lane / 4 + 8 * (r % 2), depth_tile * 8 * words + lane % 4 * words + 4 * words * (r / 2) + i};
+}
+
+}  // namespace rnnext
