@@ -1,0 +1,34 @@
+"""The tests here run the CUDA backend on the emulator (emulator.h), in place of the CPU's kernels.
+
+In a process of their own, since the ops are then others: `pytest tests/emulator`, which
+tests/test_emulator.py does.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import emulated
+
+import rnnext  # noqa: F401 (registers the ops, whose implementations are then replaced)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the CPU's ops, that they are replaced
+    torch.ops.load_library(str(emulated.library()))
+
+
+@pytest.fixture(autouse=True)
+def device() -> None:
+    torch.ops.rnnext_emulator.set_device(132, emulated.SHARED, 1)
+
+
+@pytest.fixture(params=["steps", "persistent"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", request.param)
+    return str(request.param)
