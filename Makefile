@@ -8,7 +8,7 @@ ARGS ?=
 
 PY = $(VENV)/bin/python
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CUDA_BENCHMARKS = $(shell find benchmarks -name '*.cu' -o -name '*.cuh')
+OTHER_CXX_FILES = $(shell find benchmarks tests/emulator -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 BUILD_FILES = pyproject.toml setup.py $(wildcard buildtools/*.py)
 
 .PHONY: help train test sanitize bench build lint format clean
@@ -48,13 +48,13 @@ build: $(VENV)/.built
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES) $(CUDA_BENCHMARKS)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES) $(OTHER_CXX_FILES)
 	$(PY) -m mypy
 
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	$(VENV)/bin/clang-format -i $(CXX_FILES) $(CUDA_BENCHMARKS)
+	$(VENV)/bin/clang-format -i $(CXX_FILES) $(OTHER_CXX_FILES)
 
 clean:
 	rm -rf build dist *.egg-info rnnext/*.so rnnext/_build_info.py $(VENV)/.built

@@ -121,7 +121,6 @@ def architectures() -> str:
 
 def flags(cxx: str) -> list[str]:
     """nvcc's flags beside those that torch's build adds by itself."""
-    import torch
     from torch.utils import cpp_extension
 
     # By itself, torch looks at the GPUs of this machine.

@@ -19,9 +19,9 @@ def plan(
 ) -> str:
     """Tell how a call of a layer would be done; nothing is run.
 
-    On the CPU, in a line: the threads that work, and how they share the work, **by rows** (each takes some
-    sequences through all steps) or **by units** (each takes some units of every sequence, and they
-    meet at each step); in brackets why:
+    On the CPU, in a line: the threads that work, and how they share the work, **by rows** (each
+    takes some sequences through all steps) or **by units** (each takes some units of every
+    sequence, and they meet at each step); in brackets why:
 
     - alone: one thread is all there is
     - small: too little work in all for several

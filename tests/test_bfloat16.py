@@ -1,4 +1,4 @@
-"""Products of operands rounded to bfloat16, summed in float32: the op's argument `operand_dtype`."""
+"""Products of operands rounded to bfloat16, with sums in float32: the op's `operand_dtype`."""
 
 from typing import Any
 

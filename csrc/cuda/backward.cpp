@@ -92,8 +92,7 @@ class Backward : BackwardBuffers<T> {
 
   void run_persistent(Range steps) const {
     if constexpr (std::is_same_v<T, float>) {
-      const StepBackward<T> step =
-          backward_step<T>(p_, *this, 0, 0, {0, p_.steps.N}, {0, shape_.H()}, false, params_);
+      const StepBackward<T> step = backward_step<T>(p_, *this, 0, 0, {0, p_.steps.N}, {0, shape_.H()}, false, params_);
       InitialStates initial{{}, p_.steps.scanned};
       for (int k = 0; k < cell_.states.count; ++k) initial.rows[k] = step.state[k];
       persistent_->each(steps, first_row_, stream_, [&](const PersistentScan& scan) {

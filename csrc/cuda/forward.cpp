@@ -97,9 +97,8 @@ class Forward : ForwardBuffers<T> {
   void run_persistent(Range steps) const {
     if constexpr (std::is_same_v<T, float>) {
       const StepForward<T> step = forward_step<T>(p_, *this, 0, 0, {0, p_.steps.N}, {0, shape_.H()}, params_);
-      persistent_->each(steps, first_row_, stream_, [&](const PersistentScan& scan) {
-        persistent_->kernels().forward(step, scan, stream_);
-      });
+      persistent_->each(steps, first_row_, stream_,
+                        [&](const PersistentScan& scan) { persistent_->kernels().forward(step, scan, stream_); });
     }
   }
 

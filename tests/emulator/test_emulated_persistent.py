@@ -127,7 +127,7 @@ def test_infinities_stay() -> None:
 def test_what_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Data("LSTM", Case(T=2, N=1, C=2, H=64))
     torch.ops.rnnext_emulator.set_device(4, 20_000, 1)
-    with pytest.raises(RuntimeError, match="LSTM can't be done so: the weights do not fit on the device; unset it"):
+    with pytest.raises(RuntimeError, match="the weights do not fit on the device; unset it"):
         run(data)
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "auto")
     assert error(run(data)["y"], data.reference()["y"]) < 1e-5
@@ -135,5 +135,5 @@ def test_what_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="RNNEXT_CUDA_PATH=fast is not one of: auto, steps"):
         run(data)
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "persistent")
-    with pytest.raises(RuntimeError, match="LSTM_PROJ can't be done so: the cell has no other kernel"):
+    with pytest.raises(RuntimeError, match="LSTM_PROJ can't be done so: the cell has no"):
         run(Data("LSTM_PROJ", Case(T=2, N=1, C=2, H=6)))

@@ -1,4 +1,4 @@
-"""Tests of the CPU's kernels, here of the CUDA backend step by step: products and a kernel a stage."""
+"""Tests of the CPU's kernels, here of CUDA's step by step: a product, and a kernel for a stage."""
 
 from __future__ import annotations
 
