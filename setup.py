@@ -8,6 +8,7 @@ An installed package also has, in rnnext/include, the headers that cells written
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -53,6 +54,7 @@ BUILD_INFO = '''"""Written by setup.py, for _load.py to read before the kernels 
 TORCH_VERSION = "{torch}"
 CUDA_VERSION = {cuda!r}
 CUDA_ARCHITECTURES = {architectures!r}
+NVCC_FLAGS = {nvcc_flags!r}
 '''
 
 
@@ -66,14 +68,22 @@ def glob(*patterns: str) -> list[str]:
 # What runs on the host beside the CUDA kernels, and needs CUDA's headers.
 CUDA_HOST_SOURCES = glob("csrc/cuda/*.cpp")
 
+
+def included(roots: list[str]) -> list[str]:
+    """Files of csrc/ and all that they include of it."""
+    found: list[str] = []
+    while roots:
+        file = roots.pop()
+        if file not in found:
+            found.append(file)
+            names = re.findall(r'^#include "(.+)"', (ROOT / file).read_text("utf-8"), re.MULTILINE)
+            roots += [f"csrc/{name}" for name in names]
+    return sorted(found)
+
+
 # What a cell written in Python is compiled against, where the package is used.
-CELL_HEADERS = glob(
-    "csrc/cells/math*.h",
-    "csrc/cpu/isa/*.h",
-    *(
-        f"csrc/{name}.h"
-        for name in ("cpu/simd", "cpu/step", "cpu/written", "engine/cell", "engine/units")
-    ),
+CELL_HEADERS = included(
+    ["csrc/cells/math.h", "csrc/cpu/written.h", "csrc/cuda/written.cuh", *glob("csrc/cpu/isa/*.h")]
 )
 
 
@@ -117,6 +127,7 @@ def torch_build_ext() -> type[build_ext]:
                 torch=torch.__version__,
                 cuda=cuda_version,
                 architectures=nvcc.architectures() if cuda_version else "",
+                nvcc_flags=shlex.join(nvcc.cell_flags()) if cuda_version else "",
             )
             library.with_name("_build_info.py").write_text(info, encoding="utf-8")
             if not self.inplace:  # where the source tree is not at hand

@@ -119,6 +119,13 @@ def architectures() -> str:
     return os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
 
 
+def cell_flags() -> list[str]:
+    """Those of cells written in Python, which are compiled where the package is used: the build's,
+    but for what concerns torch and the GPUs.
+    """
+    return [*FLAGS, "--expt-relaxed-constexpr"]  # which torch adds to the others
+
+
 def flags(cxx: str) -> list[str]:
     """nvcc's flags beside those that torch's build adds by itself."""
     from torch.utils import cpp_extension

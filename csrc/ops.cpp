@@ -64,6 +64,11 @@ TORCH_LIBRARY(rnnext, m) {
   m.def("load_cell(str path) -> str");
   // Loads a cell that was compiled earlier, by another process perhaps -> whether it is there. Written in Python (ops.py)
   m.def("load_cached_cell(str name) -> bool");
+  // The same for CUDA devices, where there are kernels for them: loads a library with a compiled cell -> the cell's name
+  m.def("load_cuda_cell(str path) -> str");
+  // Loads a cell of the cache for the GPUs here, compiled at the first time -> whether that can be done. Written in Python
+  // (ops.py)
+  m.def("build_cuda_cell(str name) -> bool");
   // -> the CPU instruction sets compiled in, best first
   m.def("instruction_sets() -> str[]");
   // -> the one in use

@@ -33,7 +33,7 @@ def rnn_jvp(
     """The op `rnnext::rnn_jvp`: tangents of the outputs of `rnnext::rnn`, differentiable.
 
     The engine has the derivatives of a cell and their gradients, so up to the second order; higher
-    ones, and those of written cells where there is no compiler, are made in plain PyTorch.
+    ones, and those where there is no compiler (for a GPU, no nvcc), are made in plain PyTorch.
 
     Args:
         cell, x, h0, weights, options: as `rnnext::rnn`.
@@ -41,7 +41,7 @@ def rnn_jvp(
     """
     build = import_module("rnnext.codegen.build")
     name = build.kernel(reference.CELLS[cell], streams=2) if cell in reference.CELLS else None
-    if name is None:
+    if name is None or (x.is_cuda and not import_module("rnnext.codegen.cuda").runs(name)):
         primals, tangents = (x, list(h0), list(weights)), (dx, list(dh0), list(dweights))
         return list(torch.func.jvp(_eager(cell, options), primals, tangents)[1])
     run = rnn if transforms_active() else torch.ops.rnnext.rnn

@@ -18,6 +18,8 @@ _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST = (torch.float32, *_HALF)
 _COMPUTED = (torch.float32, torch.float64)
 _KERNELS = (torch.float64, *_AUTOCAST)
+# Cells that CUDA kernels run: those that are built in, and written ones that are loaded for GPUs.
+_ON_CUDA = {*reference.CELLS}
 
 
 def rnn(
@@ -36,8 +38,9 @@ def rnn(
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over whole sequences.
 
-    On a CPU this is the fused kernel; elsewhere it is :func:`rnnext.reference.rnn`, after one
-    warning for each kind of device and dtype.
+    On a CPU, and on a GPU where the CUDA kernels were built, this is the fused kernel; elsewhere it
+    is :func:`rnnext.reference.rnn`, after one warning for each kind of device and dtype. A cell
+    written in Python is compiled for the GPU at its first call there.
 
     In float16 and bfloat16 all is computed in float32, states included, and the results are
     rounded; but in bfloat16 the products round their operands, where the processor multiplies
@@ -96,12 +99,10 @@ def rnn(
         dtype if dtype in _HALF else None,
         checkpoint_every,
     )
-    if isinstance(cell, str) and x.device.type in ("cpu", "meta") and x.dtype in _KERNELS:
+    if isinstance(cell, str) and _has_kernel(cell, x.device.type, x.dtype):
         run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
         results = run(cell, x, h0, weights, *options)
     else:
-        if isinstance(cell, str):
-            _announce_reference(x.device.type, x.dtype)
         results = reference.rnn(
             cell,
             x,
@@ -118,13 +119,16 @@ def rnn(
 
 
 def taken_as_is(x: Tensor) -> bool:
-    """Whether the op takes x, and what fits it, as they are: no cast, no transform, no trace."""
+    """Whether the op takes x, and what fits it, as they are: no cast, no transform, no trace. The
+    cell is a built-in one.
+    """
     return (
-        x.is_cpu
+        (x.is_cpu or x.is_cuda)
         and x.dtype in _COMPUTED
         and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda")
         and not derivatives.transforms_active()
+        and (x.is_cpu or _has_cuda_kernels())
     )
 
 
@@ -145,12 +149,29 @@ def _rounded_dtype(*inputs: Tensor) -> torch.dtype | None:
     return dtype if dtype in _HALF and all(t.dtype == dtype for t in inputs) else None
 
 
-def _announce_reference(device: str, dtype: torch.dtype) -> None:
+def _has_kernel(cell: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether a kernel runs a cell; if not, after one warning."""
+    if dtype in _KERNELS and device in ("cpu", "meta"):
+        return True
+    return _has_kernel_elsewhere(cell, device, dtype)
+
+
+def _has_kernel_elsewhere(cell: str, device: str, dtype: torch.dtype) -> bool:
+    if dtype in _KERNELS and device == "cuda" and _has_cuda_kernels():
+        if cell not in _ON_CUDA and import_module("rnnext.codegen.cuda").runs(cell):
+            _ON_CUDA.add(cell)
+        return cell in _ON_CUDA
     _warn_of_reference(device, dtype)
+    return False
 
 
-# torch.compile, which knows no warnings, calls it while it traces.
-_announce_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compile, which knows neither warnings nor the compiling of cells, calls it while it traces.
+_has_kernel_elsewhere._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _has_cuda_kernels() -> bool:
+    return _load.cuda_version() is not None
 
 
 @functools.cache
@@ -164,13 +185,18 @@ def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
     warnings.warn(
         f"rnnext has no kernel for {dtype} on {device}: this call, and later ones like it, run "
         f"the slower reference in plain PyTorch{remedy}",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
 @torch.library.impl("rnnext::load_cached_cell", "CompositeExplicitAutograd")
 def _load_cached_cell(name: str) -> bool:
     return bool(import_module("rnnext.codegen.build").load_cached(name))
+
+
+@torch.library.impl("rnnext::build_cuda_cell", "CompositeExplicitAutograd")
+def _build_cuda_cell(name: str) -> bool:
+    return bool(import_module("rnnext.codegen.cuda").load(name))
 
 
 @functools.cache

@@ -65,4 +65,8 @@ TORCH_LIBRARY_IMPL(rnnext, RNNEXT_CUDA_KEY, m) {
   m.impl("plan_cuda", &plan);
 }
 
+TORCH_LIBRARY_IMPL(rnnext, CompositeExplicitAutograd, m) {
+  m.impl("load_cuda_cell", &load_cell);
+}
+
 }  // namespace rnnext::cuda

@@ -59,13 +59,14 @@ const Cell<T>* find_cell(std::string_view name) {
 template <class T>
 const Cell<T>& cell_named(std::string_view name) {
   if (const Cell<T>* cell = find_cell<T>(name)) return *cell;
-  // A program that was exported brings the names of its cells alone.
-  const auto load = c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::load_cached_cell", "");
-  load.typed<bool(std::string_view, std::string_view)>().call(name, "cuda");
-  const Cell<T>* cell = find_cell<T>(name);
+  // Written in Python, and not loaded yet: a program that was exported brings the names of its cells alone.
+  const auto build = c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::build_cuda_cell", "");
+  const bool built = build.typed<bool(std::string_view)>().call(name);
+  const Cell<T>* cell = built ? find_cell<T>(name) : nullptr;
   TORCH_CHECK_VALUE(cell, "rnnext: no cell is called '", name,
-                    "' on CUDA: it is neither built in nor one written in Python whose layer has run on a GPU of this "
-                    "machine");
+                    "' on CUDA: it is neither built in nor one written in Python that was compiled on this machine; or "
+                    "it was, but there is no nvcc of the right version to compile it for GPUs. A cell has another name "
+                    "with another version of rnnext, torch or the compiler: export its program with these");
   return *cell;
 }
 

@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -47,7 +47,7 @@ class Compiled:
 
     Attributes:
         name: by which the op knows it.
-        folder: with ``cell.h``, the generated code, and ``cell.so``.
+        folder: with ``cell.h``, the generated code, and ``cell.so``; and one for GPUs (cuda.py).
     """
 
     name: str
@@ -88,11 +88,18 @@ def load_cached(name: str) -> bool:
     Raises:
         RuntimeError: it was compiled for another version of rnnext or instruction set.
     """
-    compiled = Compiled(name, cache_folder() / name)
-    if not name.isidentifier() or not _whole(compiled):  # no path to a library elsewhere
+    compiled = cached(name)
+    if compiled is None:
         return False
     _load(compiled)
     return True
+
+
+def cached(name: str) -> Compiled | None:
+    """A cell in the cache, by its name; None where it is not there."""
+    compiled = Compiled(name, cache_folder() / name)
+    # No path to a library elsewhere.
+    return compiled if name.isidentifier() and whole(compiled.folder) else None
 
 
 @functools.cache
@@ -134,9 +141,9 @@ def compile(declaration: Declaration, streams: int = 1) -> Compiled | None:
     if compiler is None:
         return None
     compiled = _place(declaration, streams, compiler)
-    if not _whole(compiled):
-        with _only_process(compiled.folder):
-            if not _whole(compiled):  # another one may have been quicker
+    if not whole(compiled.folder):
+        with only_process(compiled.folder):
+            if not whole(compiled.folder):  # another one may have been quicker
                 _build(compiled.folder, *_generate(declaration, streams, compiled.name), compiler)
     return compiled
 
@@ -147,15 +154,15 @@ def _check(declaration: Declaration) -> None:
         record(declaration)
         return
     compiled = _place(declaration, 1, compiler)
-    if not _whole(compiled):
+    if not whole(compiled.folder):
         _generate(declaration, 1, compiled.name)
 
 
-def _whole(compiled: Compiled) -> bool:
-    """Whether the cell is there, all of it: to load a library that was cut off is a crash."""
+def whole(folder: Path) -> bool:
+    """Whether a library is there, all of it: to load one that was cut off is a crash."""
     try:
-        size = int((compiled.folder / "size").read_text())
-        return (compiled.folder / "cell.so").stat().st_size == size
+        size = int((folder / "size").read_text())
+        return (folder / "cell.so").stat().st_size == size
     except (OSError, ValueError):
         return False
 
@@ -201,12 +208,17 @@ def _loaded(declaration: Declaration, streams: int) -> Compiled | None:
 
 
 def _load(compiled: Compiled) -> None:
+    load_library(torch.ops.rnnext.load_cell, compiled.name, compiled.folder)
+
+
+def load_library(load: Callable[[str], str], name: str, folder: Path) -> None:
+    """Load the library in a folder by an op; it must hold the cell of that name."""
     try:
-        found = torch.ops.rnnext.load_cell(str(compiled.folder / "cell.so"))
-        if found != compiled.name:
-            raise RuntimeError(f"rnnext: the library of {compiled.name} holds {found}")
+        found = load(str(folder / "cell.so"))
+        if found != name:
+            raise RuntimeError(f"rnnext: the library of {name} holds {found}")
     except RuntimeError as e:
-        raise RuntimeError(f"{e}\nRemove {compiled.folder} and try again") from None
+        raise RuntimeError(f"{e}\nRemove {folder} and try again") from None
 
 
 @functools.cache
@@ -244,14 +256,15 @@ def _version(compiler: tuple[str, ...]) -> str:
 def _sources() -> str:
     """What generates cells and what they include, as one digest."""
     digest = hashlib.sha256()
-    for folder, pattern in ((_PACKAGE / "codegen", "*.py"), (headers_folder(), "**/*.h")):
-        for file in sorted(folder.glob(pattern)):
-            digest.update(file.name.encode() + file.read_bytes())
+    generator, headers = (_PACKAGE / "codegen").glob("*.py"), headers_folder().glob("**/*")
+    included = (file for file in headers if file.suffix in (".h", ".cuh"))
+    for file in (*sorted(generator), *sorted(included)):
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path) -> Iterator[None]:
     """Wait for other processes that build the same cell. A lock ends with its process."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -276,6 +289,14 @@ RNNEXT_WRITTEN_CELL({struct})
 #include "cpu/isa/end.h"
 """
 
+_CUDA_UNIT = """\
+#include "cuda/written.cuh"
+
+#include "cell.h"
+
+RNNEXT_WRITTEN_CUDA_CELL({struct})
+"""
+
 _NINJA = """\
 rule compile
   command = {compiler} {flags} -fPIC {include} -DRNNEXT_CELL_TYPE=$type -c $in -o $out
@@ -290,19 +311,43 @@ build cell.so: link f32.o f64.o
 
 
 def _build(folder: Path, header: str, struct: str, compiler: tuple[str, ...]) -> None:
-    """Compile a header; `folder` appears at once and whole, or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
-        work = Path(scratch) / "cell"
+    """Compile a header."""
+    isa = torch.ops.rnnext.instruction_set()
+    words = {"compiler": compiler, "flags": _flags(), "include": [f"-I{headers_folder()}"]}
+    files = {
+        "cell.h": header,
+        "cell.cpp": _UNIT.format(isa=isa, struct=struct),
+        "cell.cu": _CUDA_UNIT.format(struct=struct),  # for GPUs, when it first runs on one
+        "build.ninja": _NINJA.format(**escaped(words)),
+    }
+    put(folder, files, scratch=folder.parent, kept=folder.with_suffix(".failed"))
+
+
+def escaped(words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Words of commands as a file for ninja has them."""
+    return {name: shlex.join(text).replace("$", "$$") for name, text in words.items()}
+
+
+def put(folder: Path, files: Mapping[str, str], scratch: Path, kept: Path) -> None:
+    """Build cell.so of files, build.ninja among them; `folder` appears at once and whole, or not at
+    all.
+
+    Args:
+        folder: where all of it is put.
+        files: their texts, by name.
+        scratch: the folder to work in, on the same file system.
+        kept: where the files are left if they can't be built.
+
+    Raises:
+        RuntimeError: a command failed; with what it said.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{folder.name}.") as own:
+        work = Path(own) / "cell"
         work.mkdir()
-        (work / "cell.h").write_text(header, encoding="utf-8")
-        isa = torch.ops.rnnext.instruction_set()
-        (work / "cell.cpp").write_text(_UNIT.format(isa=isa, struct=struct), encoding="utf-8")
-        words = {"compiler": compiler, "flags": _flags(), "include": [f"-I{headers_folder()}"]}
-        escaped = {name: shlex.join(text).replace("$", "$$") for name, text in words.items()}
-        (work / "build.ninja").write_text(_NINJA.format(**escaped), encoding="utf-8")
+        for name, text in files.items():
+            (work / name).write_text(text, encoding="utf-8")
         result = subprocess.run([_ninja()], cwd=work, capture_output=True, text=True)
         if result.returncode:
-            kept = folder.with_suffix(".failed")
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(work, kept)
             raise RuntimeError(
