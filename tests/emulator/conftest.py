@@ -16,11 +16,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import emulated
 
-import rnnext  # noqa: F401 (registers the ops, whose implementations are then replaced)
+# Importing rnnext registers the ops, whose implementations are then replaced.
+from rnnext.codegen import cuda
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the CPU's ops, that they are replaced
     torch.ops.load_library(str(emulated.library()))
+cuda.compile = emulated.cell
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,9 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
+// Cells that are compiled to libraries of their own find the one machine.
+#pragma GCC visibility push(default)
+
 namespace emulator {
 
 constexpr int kLanes = 32;
@@ -121,6 +124,8 @@ auto among_lanes(const T& mine, Read read) {
 }
 
 }  // namespace emulator
+
+#pragma GCC visibility pop
 
 #define threadIdx (dim3(emulator::self().thread))
 #define blockIdx (emulator::self().block->index)
