@@ -1,8 +1,8 @@
 // The table of contents: every op of the library.
 //
 // x [T, N, C], or packed [rows, C] with batch_sizes [T], the last of which may be 0. Packed rows are as many as the sum of
-// batch_sizes; or T * N, and those after the sum are padding: never read, zero in y. h0: one [L * D, N, width] for each
-// state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer
+// batch_sizes; or more, up to T * N, and those after the sum are padding: never read, zero in y. h0: one
+// [L * D, N, width] for each state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer
 // and direction, in torch.nn's order. seed: of the dropout between layers and of the cell's noise; without it there is
 // none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls of
 // an op lose lists that are empty. operand_dtype: float16 or bfloat16, to which products of float32 may round their operands
@@ -48,6 +48,12 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "packing(Tensor lengths, SymInt n, SymInt steps, bool batch_first) -> "
       "(Tensor batch_sizes, Tensor order, Tensor inverse, Tensor rows, Tensor back)");
+  // reset: bool, of the form of the padded batch: where its sequences are cut; lengths: of them, if not all steps -> as
+  // packing, of the pieces; first and last [N], which of them are each sequence's; of [pieces], the sequence each is of.
+  // Written in Python (packing.py)
+  m.def(
+      "cutting(Tensor reset, Tensor? lengths, SymInt n, SymInt steps, bool batch_first) -> "
+      "(Tensor batch_sizes, Tensor rows, Tensor back, Tensor first, Tensor last, Tensor of)");
   // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, then the
   // width of each state
   m.def("cell_shape(str cell, int[] sizes) -> int[]");

@@ -14,7 +14,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import ops, reference
-from rnnext.packing import Lengths, as_tensor
+from rnnext.packing import Cut, Lengths, as_reset, as_tensor
 
 _rnn_step = torch.ops.rnnext.rnn_step.default  # looking it up takes time
 
@@ -57,12 +57,18 @@ class Stack:
         raise NotImplementedError
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: Sequence[Tensor], lengths: Lengths | None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Sequence[Tensor],
+        lengths: Lengths | None,
+        reset: Tensor | None = None,
     ) -> tuple[Any, list[Tensor]]:
         """Run the stack; outputs and final states come in the form that input and hx have."""
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths= was given with a PackedSequence, which has its own")
+            if reset is not None:
+                raise ValueError("reset= was given with a PackedSequence: pad it, with lengths=")
             x, batch_sizes, order, inverse = input
             if x.dim() != 2:
                 raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
@@ -83,8 +89,15 @@ class Stack:
         if dim == 2:
             if lengths is not None:
                 raise ValueError("lengths= needs batched 3-D input, but got unbatched 2-D input")
-            y, states = self._scan(input.unsqueeze(1), [h.unsqueeze(1) for h in hx], 1)
+            x, hx = input.unsqueeze(1), [h.unsqueeze(1) for h in hx]
+            if reset is None:
+                y, states = self._scan(x, hx, 1)
+            else:
+                y, states = self._run_cut(x, hx, None, as_reset(reset, batched=False), False)
             return y.squeeze(1), [s.squeeze(1) for s in states]
+        if reset is not None:
+            reset = as_reset(reset, batched=True)
+            return self._run_cut(input, hx, lengths, reset, self.batch_first)
         if lengths is not None:
             return self._run_padded(input, hx, lengths)
         if self.batch_first:
@@ -106,6 +119,34 @@ class Stack:
         x = _moved(input.flatten(0, 1), back)
         y, states = self._scan(x, hx, n, batch_sizes, order, inverse)
         return _moved(y, rows).view(*input.shape[:2], y.size(1)), states
+
+    def _run_cut(
+        self,
+        input: Tensor,
+        hx: Sequence[Tensor],
+        lengths: Lengths | None,
+        reset: Tensor,
+        batch_first: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Cut the rows where they begin anew; run the pieces as a packed batch; bring them back.
+
+        hx is where each sequence's first piece begins, as seen in the direction of the scan, unless
+        it begins anew itself; the final states are those of the last piece.
+        """
+        n, steps = input.shape[:2] if batch_first else (input.size(1), input.size(0))
+        if n == 0 or steps == 0:
+            return self._run(input, hx, None)
+        self._check_states(hx, n)
+        batch_sizes, *places = torch.ops.rnnext.cutting(
+            reset, None if lengths is None else as_tensor(lengths), n, steps, batch_first
+        )
+        rows, back, first, last, of = (p.to(input.device) for p in places)
+        fresh = (reset[:, 0] if batch_first else reset[0]).to(input.device)
+        cut = Cut(first, last, of, fresh, self.bidirectional)
+        x = _moved(input.flatten(0, 1), back)
+        y, states = self._scan(x, [cut.initial(h) for h in hx], of.size(0), batch_sizes)
+        y = _moved(y, rows).view(*input.shape[:2], y.size(1))
+        return y, [cut.final(state) for state in states]
 
     def _scan(
         self,
@@ -133,17 +174,12 @@ class Stack:
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {x.size(-1)}"
             )
-        runs = self.num_layers * (2 if self.bidirectional else 1)
-        widths = self._states().values() if hx else ()
-        for k, (h, width) in enumerate(zip(hx, widths, strict=True)):
-            expected = (runs, n, width)
-            if h.shape != expected:
-                name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
-                raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
+        self._check_states(hx, n)
         hx = [_fitting_input(x, h) for h in hx]
         if not hx and n is not None and torch.compiler.is_compiling():
             # They tell a graph the shapes of the final states, which batch_sizes can't; and
             # AOTInductor calls no op with an empty list.
+            runs = self._runs()
             hx = [x.new_zeros(runs, n, width) for width in self._states().values()]
         if order is not None:
             hx = [h.index_select(1, order) for h in hx]
@@ -164,6 +200,18 @@ class Stack:
         if inverse is not None:
             states = [s.index_select(1, inverse) for s in states]
         return y, states
+
+    def _check_states(self, hx: Sequence[Tensor], n: int | None) -> None:
+        widths = self._states().values() if hx else ()
+        for k, (h, width) in enumerate(zip(hx, widths, strict=True)):
+            expected = (self._runs(), n, width)
+            if h.shape != expected:
+                name = f"hidden[{k}]" if len(hx) > 1 else "hidden"
+                raise RuntimeError(f"Expected {name} size {expected}, got {list(h.shape)}")
+
+    def _runs(self) -> int:
+        """L * D."""
+        return self.num_layers * (2 if self.bidirectional else 1)
 
 
 class Layer(Stack, nn.RNNBase):
@@ -356,10 +404,10 @@ def _batch_size(batch_sizes: Tensor, hx: Sequence[Tensor], order: Tensor | None)
 
 
 def _check_rows(x: Tensor, batch_sizes: Tensor, n: int | None) -> None:
-    """Refuse T * N rows of shorter sequences: the op would take those at the end for padding."""
-    if torch.compiler.is_compiling() or n is None or len(x) != len(batch_sizes) * n:
+    """Refuse more rows than the sequences have: the op would take those at the end for padding."""
+    if torch.compiler.is_compiling() or n is None or len(x) > len(batch_sizes) * n:
         return
-    if (rows := int(batch_sizes.sum())) != len(x):
+    if 0 < (rows := int(batch_sizes.sum())) < len(x):
         raise RuntimeError(f"packed input has {len(x)} rows, but batch_sizes add up to {rows}")
 
 

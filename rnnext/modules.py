@@ -91,7 +91,12 @@ class LSTM(Layer):
 
     @overload
     def forward(
-        self, input: Tensor, hx: Pair | None = None, *, lengths: Lengths | None = None
+        self,
+        input: Tensor,
+        hx: Pair | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, Pair]: ...
 
     @overload
@@ -105,6 +110,7 @@ class LSTM(Layer):
         hx: Pair | None = None,
         *,
         lengths: Lengths | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Pair]:
         """Run the stack over a sequence.
 
@@ -114,6 +120,9 @@ class LSTM(Layer):
                 unbatched input without N; default zeros.
             lengths: with padded 3-D input, the length of each row: N integers in 1..T, in any
                 order, a tensor or a list. No work is spent on padding, and none of it is read.
+            reset: bool [T, N] (as input: [N, T] if batch_first, unbatched [T]): where it is true,
+                a sequence begins anew before that step, from zeros. The reverse direction is cut in
+                the same places.
 
         Returns:
             output, (h_n, c_n): outputs of the last layer [T, N, D*H], in the form of the input
@@ -121,12 +130,13 @@ class LSTM(Layer):
 
         Raises:
             ValueError: input of a wrong number of dimensions or dtype; lengths out of range, of a
-                wrong shape, or with input that is unbatched or packed.
-            TypeError: lengths that are not integers.
+                wrong shape, or with input that is unbatched or packed; reset of a wrong shape, or
+                with input that is packed.
+            TypeError: lengths that are not integers; reset that is not bool.
             RuntimeError: T = 0; sizes of input or states that do not fit; states of another dtype
                 or device.
         """
-        output, (h_n, c_n) = self._run(input, pair("lstm", hx), lengths)
+        output, (h_n, c_n) = self._run(input, pair("lstm", hx), lengths, reset)
         return output, (h_n, c_n)
 
     if TYPE_CHECKING:
@@ -138,7 +148,12 @@ class _HiddenLayer(Layer):
 
     @overload
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, lengths: Lengths | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
@@ -152,9 +167,10 @@ class _HiddenLayer(Layer):
         hx: Tensor | None = None,
         *,
         lengths: Lengths | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the stack over a sequence: as `LSTM.forward`, with h alone for a state."""
-        output, (h_n,) = self._run(input, () if hx is None else (hx,), lengths)
+        output, (h_n,) = self._run(input, () if hx is None else (hx,), lengths, reset)
         return output, h_n
 
     if TYPE_CHECKING:

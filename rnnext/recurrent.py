@@ -322,6 +322,7 @@ class Recurrent(Stack, nn.Module):
         hx: Tensor | Sequence[Tensor] | None = None,
         *,
         lengths: Lengths | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, States]: ...
 
     @overload
@@ -335,6 +336,7 @@ class Recurrent(Stack, nn.Module):
         hx: Tensor | Sequence[Tensor] | None = None,
         *,
         lengths: Lengths | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, States]:
         """Run the stack over a sequence: as `LSTM.forward`, with the states of the cell.
 
@@ -344,6 +346,9 @@ class Recurrent(Stack, nn.Module):
                 cell has one state, else a tuple; default zeros.
             lengths: with padded 3-D input, the length of each row: N integers in 1..T, in any
                 order, a tensor or a list. No work is spent on padding, and none of it is read.
+            reset: bool [T, N] (as input: [N, T] if batch_first, unbatched [T]): where it is true,
+                a sequence begins anew before that step, from zeros. The reverse direction is cut in
+                the same places.
 
         Returns:
             output, states: outputs of the last layer [T, N, D*H], H being the width of the first
@@ -352,12 +357,14 @@ class Recurrent(Stack, nn.Module):
 
         Raises:
             ValueError: input of a wrong number of dimensions or dtype; lengths out of range, of a
-                wrong shape, or with input that is unbatched or packed.
-            TypeError: lengths that are not integers; hx that is not as the cell's states.
+                wrong shape, or with input that is unbatched or packed; reset of a wrong shape, or
+                with input that is packed.
+            TypeError: lengths that are not integers; reset that is not bool; hx that is not as the
+                cell's states.
             RuntimeError: T = 0; sizes of input or states that do not fit; states of another dtype
                 or device.
         """
-        output, states = self._run(input, self._given_states(hx), lengths)
+        output, states = self._run(input, self._given_states(hx), lengths, reset)
         return output, states[0] if len(states) == 1 else tuple(states)
 
     if TYPE_CHECKING:

@@ -64,7 +64,7 @@ inline Sizes check_input(const CellShape& cell, const Tensor& given, const optio
     check_batch_sizes(*batch_sizes, s.rows, s);
     s.all_steps = batch_sizes->size(0);
     const int64_t padded = s.all_steps * s.N;
-    TORCH_CHECK(s.rows == s.used || s.rows == padded, "rnnext: packed x has ", s.rows,
+    TORCH_CHECK(s.used <= s.rows && s.rows <= padded, "rnnext: packed x has ", s.rows,
                 " rows, but batch_sizes add up to ", s.used, " (", padded, " with the padding)");
   }
   TORCH_CHECK(s.T > 0, "rnnext: Expected sequence length to be larger than 0 in RNN");
