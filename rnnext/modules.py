@@ -7,13 +7,15 @@ errors are those of torch.nn; the recurrence runs on `ops.rnn`. What a cell comp
 Axis letters: T time, N batch, C input size, H hidden size, L layers, D directions.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext.module_base import Cell, Layer, Lengths, pair
+from rnnext.module_base import Cell, Layer, pair
+from rnnext.packing import Lengths
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -97,11 +99,16 @@ class LSTM(Layer):
         *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Pair]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Pair | None = None
+        self,
+        input: PackedSequence,
+        hx: Pair | None = None,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[PackedSequence, Pair]: ...
 
     def forward(
@@ -111,6 +118,7 @@ class LSTM(Layer):
         *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, Pair]:
         """Run the stack over a sequence.
 
@@ -123,6 +131,8 @@ class LSTM(Layer):
             reset: bool [T, N] (as input: [N, T] if batch_first, unbatched [T]): where it is true,
                 a sequence begins anew before that step, from zeros. The reverse direction is cut in
                 the same places.
+            masks: {"weight_hh": [L*D, 4*H, H]}, factors of the recurrent matrices, in eval mode
+                too: DropConnect with a mask of one's own, which has no gradient.
 
         Returns:
             output, (h_n, c_n): outputs of the last layer [T, N, D*H], in the form of the input
@@ -131,12 +141,12 @@ class LSTM(Layer):
         Raises:
             ValueError: input of a wrong number of dimensions or dtype; lengths out of range, of a
                 wrong shape, or with input that is unbatched or packed; reset of a wrong shape, or
-                with input that is packed.
+                with input that is packed; masks that are unknown, missing or of a wrong shape.
             TypeError: lengths that are not integers; reset that is not bool.
             RuntimeError: T = 0; sizes of input or states that do not fit; states of another dtype
                 or device.
         """
-        output, (h_n, c_n) = self._run(input, pair("lstm", hx), lengths, reset)
+        output, (h_n, c_n) = self._run(input, pair("lstm", hx), lengths, reset, masks)
         return output, (h_n, c_n)
 
     if TYPE_CHECKING:
@@ -154,11 +164,16 @@ class _HiddenLayer(Layer):
         *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
@@ -168,9 +183,10 @@ class _HiddenLayer(Layer):
         *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the stack over a sequence: as `LSTM.forward`, with h alone for a state."""
-        output, (h_n,) = self._run(input, () if hx is None else (hx,), lengths, reset)
+        output, (h_n,) = self._run(input, () if hx is None else (hx,), lengths, reset, masks)
         return output, h_n
 
     if TYPE_CHECKING:

@@ -61,8 +61,11 @@ def rnn(
         batch_sizes: how many sequences are alive at each step: int64 on the CPU, ``[T]``, never
             increasing; the last ones may be 0. x may have further rows, up to ``T * N`` in all:
             these are padding, never read, and zero in y.
-        seed: int64 tensor of one element on the CPU: seeds the dropout between layers; without it
-            there is none.
+        seed: int64 tensor of one element on the CPU: seeds the dropout between layers and the
+            cell's noise; without it there is none. Or in its place that noise itself, side by side
+            in the order of its declaration: ``[L * D, T * N or packed rows, width of all noise]``;
+            what there is one of for all steps stands in the rows of the first. Then dropout must
+            be 0, and nothing is differentiated with respect to it.
         num_layers: L.
         bidirectional: D is 2 instead of 1.
         dropout: probability that an output of a layer, but not of the last one, is zeroed.
@@ -89,6 +92,7 @@ def rnn(
     dtype = _rounded_dtype(x, *h0, *weights)
     if dtype is not None:
         x, h0, weights = x.float(), [h.float() for h in h0], [w.float() for w in weights]
+        seed = seed if seed is None or not seed.is_floating_point() else seed.float()
     options = (
         batch_sizes,
         seed,
@@ -304,7 +308,8 @@ def _check_devices(
     """One tensor on meta brings a call here, whose results would be on the device of x."""
     for tensors, device in ((beside, x.device), (on_cpu, torch.device("cpu"))):
         for tensor in tensors:
-            if tensor is not None and tensor.device != device:
+            is_noise = device != x.device and tensor is not None and tensor.is_floating_point()
+            if tensor is not None and tensor.device != (x.device if is_noise else device):
                 raise RuntimeError(
                     f"rnnext: an argument is on {tensor.device}, expected {device}: x is on "
                     f"{x.device}, and batch_sizes and seed must be on the CPU"

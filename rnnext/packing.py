@@ -109,6 +109,22 @@ def cutting(
 
 
 @dataclass(frozen=True)
+class Sorted:
+    """States of sequences, and of the same sorted by length: the order and its inverse, [N]."""
+
+    of: Tensor
+    inverse: Tensor | None
+
+    def initial(self, states: Tensor) -> Tensor:
+        """[L*D, N, width], as the caller has them -> sorted."""
+        return states.index_select(1, self.of)
+
+    def final(self, states: Tensor) -> Tensor:
+        """Sorted -> as the caller has them."""
+        return states if self.inverse is None else states.index_select(1, self.inverse)
+
+
+@dataclass(frozen=True)
 class Cut:
     """Where the states of sequences that were cut begin and end among those of their pieces.
 
@@ -168,6 +184,8 @@ def _check_reset(reset: Tensor, n: int, steps: int, batch_first: bool) -> None:
     expected = [n, steps] if batch_first else [steps, n]
     if reset.dtype != torch.bool:
         raise TypeError(f"reset must be bool, but got {reset.dtype}: give for example reset != 0")
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if list(reset.shape) != expected:
         form = "[N, T], as batch_first" if batch_first else "[T, N]"
         raise ValueError(f"reset must be {form}, {expected} here, but got {list(reset.shape)}")

@@ -13,10 +13,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import ops
-from rnnext.cell import PARTS, Declaration, declare, without_noise
+from rnnext.cell import PARTS, Declaration, declare, width_of, without_noise
 from rnnext.checks import checked_values
-from rnnext.module_base import Lengths, Stack, check_checkpoint_every
-from rnnext.noise import listed
+from rnnext.module_base import check_checkpoint_every
+from rnnext.noise import Noise, listed
+from rnnext.packing import Lengths
+from rnnext.stack import Stack
 
 __all__ = ["Recurrent"]
 
@@ -323,11 +325,16 @@ class Recurrent(Stack, nn.Module):
         *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, States]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | Sequence[Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | Sequence[Tensor] | None = None,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[PackedSequence, States]: ...
 
     def forward(
@@ -337,6 +344,7 @@ class Recurrent(Stack, nn.Module):
         *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, States]:
         """Run the stack over a sequence: as `LSTM.forward`, with the states of the cell.
 
@@ -349,6 +357,12 @@ class Recurrent(Stack, nn.Module):
             reset: bool [T, N] (as input: [N, T] if batch_first, unbatched [T]): where it is true,
                 a sequence begins anew before that step, from zeros. The reverse direction is cut in
                 the same places.
+            masks: the noise of each layer and direction, and a factor of each recurrent matrix,
+                instead of drawn ones and in eval mode too: of a name in `noise` [L*D, T, N, width]
+                (as input: [L*D, N, T, width] if batch_first, unbatched [L*D, T, width], packed
+                [L*D, rows, width]), with per="sequence" [L*D, N, width]; "weight_hh"
+                [L*D, R*H, H/heads]. Of the noise all must be given, or nothing. They have no
+                gradient.
 
         Returns:
             output, states: outputs of the last layer [T, N, D*H], H being the width of the first
@@ -358,13 +372,13 @@ class Recurrent(Stack, nn.Module):
         Raises:
             ValueError: input of a wrong number of dimensions or dtype; lengths out of range, of a
                 wrong shape, or with input that is unbatched or packed; reset of a wrong shape, or
-                with input that is packed.
+                with input that is packed; masks that are unknown, missing or of a wrong shape.
             TypeError: lengths that are not integers; reset that is not bool; hx that is not as the
                 cell's states.
             RuntimeError: T = 0; sizes of input or states that do not fit; states of another dtype
                 or device.
         """
-        output, states = self._run(input, self._given_states(hx), lengths, reset)
+        output, states = self._run(input, self._given_states(hx), lengths, reset, masks)
         return output, states[0] if len(states) == 1 else tuple(states)
 
     if TYPE_CHECKING:
@@ -403,6 +417,11 @@ class Recurrent(Stack, nn.Module):
         cell = self._default
         sizes = cell.size_values(self.hidden_size, self._sizes())
         return dict(zip(cell.states, cell.state_widths(sizes), strict=True))
+
+    def _noise(self) -> dict[str, tuple[Noise, int]]:
+        sizes = self._default.size_values(self.hidden_size, self._sizes())
+        noise = self.declaration.noise
+        return {name: (one, width_of(one.size, sizes)) for name, one in noise.items()}
 
     def _draws(self) -> bool:
         return super()._draws() or len(self.declaration.noise) > 0

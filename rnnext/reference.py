@@ -123,7 +123,7 @@ def rnn(
             the last ones may be 0. x may have further rows, up to T*N in all: these are padding,
             never read, and zero in y.
         seed: int64 tensor of one element. Dropout is applied, and the cell's noise is other than
-            its expectation, only where it is given.
+            its expectation, only where it is given. Or the noise itself, as `rnnext.ops.rnn` says.
         num_layers: L.
         bidirectional: whether D is 2.
         dropout: probability of zeroing an element of a layer's output, for all but the last layer.
@@ -279,9 +279,16 @@ def _noise_steps(
 ) -> list[dict[str, Tensor]]:
     """The cell's noise at each step, by name: [alive[t], width]."""
     steps: list[dict[str, Tensor]] = [{} for _ in alive]
+    widths = [width_of(noise.size, sizes) for noise in cell.noise.values()]
+    given = None
+    if seed is not None and seed.is_floating_point():
+        given = seed[place].split(widths, 1)
     for number, (name, noise) in enumerate(cell.noise.items()):
-        width, count = width_of(noise.size, sizes), len(rows) if noise.per == "step" else alive[0]
-        values = noise_values(noise, number, seed, place, count, width, rows)
+        count = len(rows) if noise.per == "step" else alive[0]
+        if given is not None:
+            values = given[number][:count]
+        else:
+            values = noise_values(noise, number, seed, place, count, widths[number], rows)
         parts = values.split(alive) if noise.per == "step" else [values[:n] for n in alive]
         for step, part in zip(steps, parts, strict=True):
             step[name] = part

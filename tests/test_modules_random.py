@@ -22,7 +22,7 @@ from twins import tensors
 from written_cells import ZOO
 
 import rnnext
-from rnnext.module_base import Stack
+from rnnext.stack import Stack
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),

@@ -62,6 +62,7 @@ inline Range share_of(Range all, int64_t part, int64_t parts) {
 template <class T, class Params>
 void draw_noise(const Team& team, const Params& params, int64_t block, T* const* buffers) {
   const CellShape& cell = *params.shape.cell;
+  int64_t column = 0;
   for (int k = 0; k < cell.noises; ++k) {
     const Noise& noise = cell.noise[k];
     const int64_t width = params.shape.width(noise.width);
@@ -70,13 +71,17 @@ void draw_noise(const Team& team, const Params& params, int64_t block, T* const*
       const int64_t t = params.steps.steps_of(block).begin + i, row = params.steps.first(t);
       const int64_t count = params.steps.rows(t) * width;
       T* target = buffers[k] + (row - rows.begin) * width;
-      if (params.noise.drawn) {
+      if (params.given_noise) {
+        const Rows<const T> given = params.given_noise.from(noise.per_sequence ? 0 : row, column);
+        for (int64_t n = 0; n < params.steps.rows(t); ++n) std::copy_n(given[n], width, target + n * width);
+      } else if (params.noise.drawn) {
         kernels<T>().noise(noise, noise.per_sequence ? 0 : row * width, count, target, params.noise.seed,
                            params.noise.scan, k);
       } else {
         std::fill_n(target, count, static_cast<T>(noise.expectation()));
       }
     }
+    column += width;
   }
 }
 

@@ -138,6 +138,21 @@ inline int64_t check_checkpoint_every(int64_t checkpoint_every, int64_t all_step
   return std::min(checkpoint_every, all_steps);
 }
 
+// An integer; or in its place the noise of the cell itself, side by side, of each direction of each layer.
+inline void check_seed(const CellShape& cell, const Sizes& s, const Tensor& seed, const Tensor& x, double dropout) {
+  if (!seed.is_floating_point()) {
+    TORCH_CHECK(seed.numel() == 1 && seed.scalar_type() == at::kLong && seed.device().is_cpu(),
+                "rnnext: seed must be an int64 CPU tensor with one element");
+    return;
+  }
+  int64_t columns = 0;
+  for (int k = 0; k < cell.noises; ++k) columns += s.width(cell.noise[k].width);
+  check_shape("the noise", seed, {s.L * s.D, s.rows, columns});
+  check_like("the noise", seed, x);
+  TORCH_CHECK(s.L == 1 || dropout == 0,
+              "rnnext: noise is given in place of a seed, which dropout between layers needs");
+}
+
 inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
                              const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers,
                              bool bidirectional, double dropout, at::IntArrayRef sizes) {
@@ -167,8 +182,7 @@ inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorL
     check_like("an initial state", h0[k], x);
   }
   TORCH_CHECK(dropout >= 0 && dropout <= 1, "rnnext: dropout is ", dropout, ", expected a probability");
-  TORCH_CHECK(!seed || (seed->numel() == 1 && seed->scalar_type() == at::kLong && seed->device().is_cpu()),
-              "rnnext: seed must be an int64 CPU tensor with one element");
+  if (seed) check_seed(cell, s, *seed, x, dropout);
   return s;
 }
 

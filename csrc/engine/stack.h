@@ -35,10 +35,11 @@ class Stack {
         s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes)),
         h_(s_.width(cell.states.width[0])),
         x_(x.contiguous().view({cell.streams, s_.rows, s_.C})),
-        dropout_(seed ? dropout : 0),
+        dropout_(seed && !seed->is_floating_point() ? dropout : 0),
         operands_(check_operand_dtype(operand_dtype)),
         checkpoint_every_(check_checkpoint_every(checkpoint_every, s_.all_steps)),
-        noise_{seed.has_value(), seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0} {
+        given_noise_(seed && seed->is_floating_point() ? seed->contiguous() : Tensor()),
+        noise_(source_of(seed)) {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
     if (batch_sizes) {
@@ -258,6 +259,11 @@ class Stack {
     return w;
   }
 
+  static NoiseSource source_of(const optional<Tensor>& seed) {
+    if (!seed || seed->is_floating_point()) return {};
+    return {true, static_cast<uint64_t>(seed->item<int64_t>())};
+  }
+
   NoiseSource noise(int64_t l, int64_t d) const {
     NoiseSource source = noise_;
     source.scan = static_cast<uint32_t>(l * s_.D + d);
@@ -265,8 +271,16 @@ class Stack {
   }
 
   template <class T>
+  Rows<const T> given_noise(int64_t l, int64_t d) const {
+    if (!given_noise_.defined()) return {};
+    const int64_t columns = given_noise_.size(2);
+    return {given_noise_.const_data_ptr<T>() + (l * s_.D + d) * s_.rows * columns, columns};
+  }
+
+  template <class T>
   ScanForward<T> forward_of(int64_t l, int64_t d, const Tensor& x) const {
     ScanForward<T> p{shape(x.size(2)), steps(d), noise(l, d), operands_};
+    p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -297,6 +311,7 @@ class Stack {
                      const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights,
                      int64_t samples) const {
     ScanBackward<T> p{shape(x.size(2)), steps(d, samples), noise(l, d), operands_};
+    p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
@@ -365,6 +380,7 @@ class Stack {
   const double dropout_;
   const Operands operands_;
   const int64_t checkpoint_every_;
+  const Tensor given_noise_;  // [L * D, rows, columns], or undefined
   const NoiseSource noise_;
   std::vector<Tensor> h0_, weights_;
   std::vector<int64_t> offsets_;

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from rnnext.module_base import Stack
+from rnnext.stack import Stack
 
 __all__ = ["drop_connect"]
 
