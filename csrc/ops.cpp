@@ -1,21 +1,25 @@
 // The table of contents: every op of the library.
 //
-// x [T, N, C], or packed [rows, C] with batch_sizes [T], the last of which may be 0. Packed rows are as many as the sum of
-// batch_sizes; or more, up to T * N, and those after the sum are padding: never read, zero in y. h0: one
-// [L * D, N, width] for each state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and parameters, of each layer
-// and direction, in torch.nn's order. seed: an integer, of the dropout between layers and of the cell's noise; or in its
-// place that noise itself, [L * D, rows of x, width of all noise]; without it there is none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls of
-// an op lose lists that are empty. operand_dtype: float16 or bfloat16, to which products of float32 may round their operands
-// where the device has such products; their sums stay in float32. checkpoint_every: 0, or of how many steps training keeps
-// the states before the first one alone, in place of what every step computed, which backward then computes again; without
-// effect on any result.
+// x [T, N, C], or packed [rows, C] with batch_sizes [T], the last of which may be 0. Packed rows are as many as the sum
+// of batch_sizes; or more, up to T * N, and those after the sum are padding: never read, zero in y. h0: one [L * D, N,
+// width] for each state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and
+// parameters, of each layer and direction, in torch.nn's order. seed: an integer, of the dropout between layers and of
+// the cell's noise; or in its place that noise itself, [L * D, rows of x, width of all noise]; without it there is
+// none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls
+// of an op lose lists that are empty. operand_dtype: float16 or bfloat16, to which products of float32 may round their
+// operands where the device has such products; their sums stay in float32. checkpoint_every: 0, or of how many steps
+// training keeps the states before the first one alone, in place of what every step computed, which backward then
+// computes again; without effect on any result.
+//
+// NAME.states in place of a cell's NAME: then the sequence of each state but h, of the last layer, comes after the final
+// states: [T, N, D * width], or packed [rows, D * width].
 //
 // A cell of two streams takes and gives values and tangents: x and y are [2, ...], h0, weights and final states are all
 // those of the values, then all those of the tangents.
 #include <torch/library.h>
 
 TORCH_LIBRARY(rnnext, m) {
-  // -> y, then the final states
+  // -> y, then the final states, then sequences of states if they are wanted
   m.def(
       "rnn(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "int num_layers, bool bidirectional, float dropout, int[]? sizes, ScalarType? operand_dtype=None, "
@@ -25,19 +29,19 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn_step(str cell, Tensor x, Tensor[] h0, Tensor W_ih, Tensor W_hh, Tensor? b_ih=None, Tensor? b_hh=None) "
       "-> Tensor[]");
-  // -> y, the final states, then what rnn_backward calls `saved`
+  // -> what rnn gives, then what rnn_backward calls `saved`
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "int num_layers, bool bidirectional, float dropout, int[]? sizes, ScalarType? operand_dtype=None, "
       "int checkpoint_every=0) -> Tensor[]");
-  // grads: of y and of the final states, or None. output_mask: which gradients of x, h0 and weights are wanted. samples:
-  // 0, or how many samples the batch holds, row r of x being of sample r % samples; each then has gradients of the
-  // weights of its own, [samples, ...], and what it gives can't be differentiated again.
+  // grads: of y and of all else that rnn gives, or None. output_mask: which gradients of x, h0 and weights are wanted.
+  // samples: 0, or how many samples the batch holds, row r of x being of sample r % samples; each then has gradients of
+  // the weights of its own, [samples, ...], and what it gives can't be differentiated again.
   m.def(
       "rnn_backward(Tensor?[] grads, Tensor y, Tensor[] saved, str cell, Tensor x, Tensor[] h0, Tensor[] weights, "
       "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes, "
       "bool[] output_mask, int samples=0, ScalarType? operand_dtype=None, int checkpoint_every=0) -> Tensor[]");
-  // -> the tangents of y and of the final states, for tangents of the inputs; written in Python (derivatives.py)
+  // -> the tangents of all that rnn gives, for tangents of the inputs; written in Python (derivatives.py)
   m.def(
       "rnn_jvp(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor dx, Tensor[] dh0, Tensor[] dweights, "
       "Tensor? batch_sizes, Tensor? seed, int num_layers, bool bidirectional, float dropout, int[] sizes, "

@@ -28,6 +28,9 @@ from rnnext.noise import (
 
 __all__ = ["Bernoulli", "Declaration", "Dropout", "Noise", "Normal", "Param", "Uniform", "declare"]
 
+STATES = ".states"
+"""What the op has after the name of a cell where the sequences of its states are wanted."""
+
 Init: TypeAlias = float | Callable[[Tensor], object] | None
 
 
@@ -142,6 +145,11 @@ class Declaration:
 def width_of(size: Size, sizes: Mapping[str, int]) -> int:
     """The number that a size stands for, where `sizes` has every size's value."""
     return size if isinstance(size, int) else sizes[size]
+
+
+def split_name(name: str) -> tuple[str, bool]:
+    """A cell's name as the op takes it: without what follows, and whether sequences are wanted."""
+    return name.removesuffix(STATES), name.endswith(STATES)
 
 
 PARTS = (

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnext import reference, samples
+from rnnext.cell import STATES, split_name
 
 
 def rnn_jvp(
@@ -40,24 +41,32 @@ def rnn_jvp(
         dx, dh0, dweights: tangents of x, h0 and weights, of their shapes.
     """
     build = import_module("rnnext.codegen.build")
-    name = build.kernel(reference.CELLS[cell], streams=2) if cell in reference.CELLS else None
-    if name is None or (x.is_cuda and not import_module("rnnext.codegen.cuda").runs(name)):
+    base, sequences = split_name(cell)
+    known = reference.CELLS.get(base)
+    name = build.kernel(known, streams=2) if known else None
+    if name is not None and x.is_cuda and not import_module("rnnext.codegen.cuda").runs(name):
+        name = None
+    if known is None or name is None:
         primals, tangents = (x, list(h0), list(weights)), (dx, list(dh0), list(dweights))
         return list(torch.func.jvp(_eager(cell, options), primals, tangents)[1])
     run = rnn if transforms_active() else torch.ops.rnnext.rnn
+    name = name + STATES if sequences else name
     y, *states = run(name, torch.stack([x, dx]), [*h0, *dh0], [*weights, *dweights], *options)
-    return [y[1], *states[len(states) // 2 :]]
+    count = len(known.states)
+    return [y[1], *states[count : 2 * count], *states[3 * count - 1 :]]
 
 
 def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
     """`rnnext::rnn` of a cell, or of the jvp cell of one, as a function in plain PyTorch."""
+    cell, sequences = split_name(cell)
     jvp_of = import_module("rnnext.codegen.build").TANGENTS.get(cell)
     if jvp_of is None and cell not in reference.CELLS:
         raise RuntimeError(
             f"rnnext: derivatives of {cell} beyond its backward need the class that it was written "
             "in: import it, and make a layer of it, in this process"
         )
-    known = dict(zip(_OPTIONS, options[: len(_OPTIONS)], strict=True))
+    known: dict[str, Any] = dict(zip(_OPTIONS, options[: len(_OPTIONS)], strict=True))
+    known["sequences"] = sequences
     function = partial(_in_order, jvp_of or reference.CELLS[cell], known)
     if jvp_of is None:
         return function
@@ -68,7 +77,8 @@ def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
         tangents = x[1], list(h0[k:]), list(weights[w:])
         results = torch.func.jvp(function, primals, tangents)
         (y, *states), (dy, *dstates) = results[0], results[1]
-        return [torch.stack([y, dy]), *states, *dstates]
+        c = len(jvp_of.states)
+        return [torch.stack([y, dy]), *states[:c], *dstates[:c], *states[c:], *dstates[c:]]
 
     return dual
 
@@ -121,9 +131,11 @@ class Call:
 
     @property
     def outputs(self) -> int:
-        """y, and the final states."""
+        """y, the final states, and the sequences that are wanted."""
         sizes = self.options[3]
-        return 1 + len(torch.ops.rnnext.cell_shape(self.cell, [1] * (1 + len(sizes)))[3:])
+        shape = torch.ops.rnnext.cell_shape(self.cell, [1] * (1 + len(sizes)))
+        streams, states = shape[2], len(shape) - 3
+        return 1 + states + (states - streams if split_name(self.cell)[1] else 0)
 
     @property
     def weights(self) -> int:

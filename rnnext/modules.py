@@ -8,7 +8,7 @@ Axis letters: T time, N batch, C input size, H hidden size, L layers, D directio
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -100,7 +100,20 @@ class LSTM(Layer):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[False] = False,
     ) -> tuple[Tensor, Pair]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Pair | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[True],
+    ) -> tuple[Tensor, Pair, tuple[Tensor]]: ...
 
     @overload
     def forward(
@@ -109,7 +122,18 @@ class LSTM(Layer):
         hx: Pair | None = None,
         *,
         masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[False] = False,
     ) -> tuple[PackedSequence, Pair]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Pair | None = None,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[True],
+    ) -> tuple[PackedSequence, Pair, tuple[PackedSequence]]: ...
 
     def forward(
         self,
@@ -119,7 +143,8 @@ class LSTM(Layer):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor | PackedSequence, Pair]:
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the stack over a sequence.
 
         Args:
@@ -133,10 +158,12 @@ class LSTM(Layer):
                 the same places.
             masks: {"weight_hh": [L*D, 4*H, H]}, factors of the recurrent matrices, in eval mode
                 too: DropConnect with a mask of one's own, which has no gradient.
+            return_states: whether c of the last layer is wanted after every step, too.
 
         Returns:
             output, (h_n, c_n): outputs of the last layer [T, N, D*H], in the form of the input
-            (with lengths, zeros at padding), and the states after each row's own last step.
+            (with lengths, zeros at padding), and the states after each row's own last step. With
+            return_states a third, (c,), in the form of output.
 
         Raises:
             ValueError: input of a wrong number of dimensions or dtype; lengths out of range, of a
@@ -146,8 +173,10 @@ class LSTM(Layer):
             RuntimeError: T = 0; sizes of input or states that do not fit; states of another dtype
                 or device.
         """
-        output, (h_n, c_n) = self._run(input, pair("lstm", hx), lengths, reset, masks)
-        return output, (h_n, c_n)
+        output, (h_n, c_n), states = self._run(
+            input, pair("lstm", hx), lengths, reset, masks, return_states
+        )
+        return (output, (h_n, c_n), states) if return_states else (output, (h_n, c_n))
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -186,7 +215,7 @@ class _HiddenLayer(Layer):
         masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the stack over a sequence: as `LSTM.forward`, with h alone for a state."""
-        output, (h_n,) = self._run(input, () if hx is None else (hx,), lengths, reset, masks)
+        output, (h_n,), _ = self._run(input, () if hx is None else (hx,), lengths, reset, masks)
         return output, h_n
 
     if TYPE_CHECKING:

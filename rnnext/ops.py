@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnext import _load, batched_grads, derivatives, reference  # noqa: F401 (registers rules)
-from rnnext.cell import Declaration
+from rnnext.cell import STATES, Declaration, split_name
 
 _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST = (torch.float32, *_HALF)
@@ -35,6 +35,7 @@ def rnn(
     dropout: float = 0.0,
     sizes: Sequence[int] = (),
     checkpoint_every: int = 0,
+    sequences: bool = False,
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over whole sequences.
 
@@ -73,10 +74,12 @@ def rnn(
         checkpoint_every: of how many steps training keeps the states before the first one alone;
             backward computes the rest again, from one of them to the next. 0: it keeps what every
             step computes. The results have the same bits. The reference keeps everything.
+        sequences: whether the states of the last layer are wanted after every step.
 
     Returns:
         ``[y, h_n]``, for LSTM ``[y, h_n, c_n]``: y is ``[T, N, D * H]`` or packed
-        ``[rows, D * H]``, the final states are ``[L * D, N, H]``.
+        ``[rows, D * H]``, the final states are ``[L * D, N, H]``; then with ``sequences`` those of
+        each state but h, whose sequence is y, in the form of y.
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the message names the argument and
@@ -105,6 +108,7 @@ def rnn(
     )
     if isinstance(cell, str) and _has_kernel(cell, x.device.type, x.dtype):
         run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
+        cell = cell + STATES if sequences else cell
         results = run(cell, x, h0, weights, *options)
     else:
         results = reference.rnn(
@@ -118,6 +122,7 @@ def rnn(
             bidirectional=bidirectional,
             dropout=dropout,
             sizes=sizes,
+            sequences=sequences,
         )
     return results if dtype is None else [result.to(dtype) for result in results]
 
@@ -242,7 +247,10 @@ def _rnn_fake(  # type: ignore[no-untyped-def]
     y = x.new_empty((*x.shape[:-1], directions * widths[0]))
     batch = x.shape[streams] if batch_sizes is None else _batch_of(batch_sizes, h0)
     finals = [x.new_empty((num_layers * directions, batch, width)) for width in widths]
-    return [y, *finals]
+    others = [width for k, width in enumerate(widths) if k % (len(widths) // streams)]
+    others = others if split_name(cell)[1] else []
+    form = x.shape[streams - 1 : -1]
+    return [y, *finals, *(x.new_empty((*form, directions * width)) for width in others)]
 
 
 @torch.library.register_fake("rnnext::rnn_train")

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -326,7 +326,20 @@ class Recurrent(Stack, nn.Module):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[False] = False,
     ) -> tuple[Tensor, States]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[True],
+    ) -> tuple[Tensor, States, tuple[Tensor, ...]]: ...
 
     @overload
     def forward(
@@ -335,7 +348,18 @@ class Recurrent(Stack, nn.Module):
         hx: Tensor | Sequence[Tensor] | None = None,
         *,
         masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[False] = False,
     ) -> tuple[PackedSequence, States]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | Sequence[Tensor] | None = None,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
+        return_states: Literal[True],
+    ) -> tuple[PackedSequence, States, tuple[PackedSequence, ...]]: ...
 
     def forward(
         self,
@@ -345,7 +369,8 @@ class Recurrent(Stack, nn.Module):
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor | PackedSequence, States]:
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the stack over a sequence: as `LSTM.forward`, with the states of the cell.
 
         Args:
@@ -363,11 +388,14 @@ class Recurrent(Stack, nn.Module):
                 [L*D, rows, width]), with per="sequence" [L*D, N, width]; "weight_hh"
                 [L*D, R*H, H/heads]. Of the noise all must be given, or nothing. They have no
                 gradient.
+            return_states: whether the states of the last layer besides the first, whose sequence
+                is the output, are wanted after every step too.
 
         Returns:
             output, states: outputs of the last layer [T, N, D*H], H being the width of the first
             state, in the form of the input (with lengths, zeros at padding); and the states after
-            each row's own last step, a tensor or a tuple as hx.
+            each row's own last step, a tensor or a tuple as hx. With return_states a third, a tuple
+            of the sequences of the other states, in the form of output.
 
         Raises:
             ValueError: input of a wrong number of dimensions or dtype; lengths out of range, of a
@@ -378,8 +406,11 @@ class Recurrent(Stack, nn.Module):
             RuntimeError: T = 0; sizes of input or states that do not fit; states of another dtype
                 or device.
         """
-        output, states = self._run(input, self._given_states(hx), lengths, reset, masks)
-        return output, states[0] if len(states) == 1 else tuple(states)
+        output, states, sequences = self._run(
+            input, self._given_states(hx), lengths, reset, masks, return_states
+        )
+        last = states[0] if len(states) == 1 else tuple(states)
+        return (output, last, sequences) if return_states else (output, last)
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -107,6 +107,7 @@ def rnn(
     dropout: float = 0.0,
     sizes: Sequence[int] = (),
     checkpoint_every: int = 0,
+    sequences: bool = False,
 ) -> list[Tensor]:
     """Run a stack of recurrent layers over a sequence.
 
@@ -130,11 +131,12 @@ def rnn(
         sizes: values of the cell's `sizes`.
         checkpoint_every: as `rnnext.ops.rnn` takes it, but without effect: autograd keeps what it
             needs.
+        sequences: whether the states of the last layer are wanted after every step.
 
     Returns:
         [y, h_n, ...] (LSTM: [y, h_n, c_n]): y [T, N, D*H] (or packed rows [sum(batch_sizes), D*H],
         H being the width of h) of the last layer; states [L*D, N, width] after each row's own last
-        step.
+        step; then with `sequences` those of each state but h, [T, N, D*width] or packed.
 
     Raises:
         ValueError: unknown cell, or a number of weights, states or sizes that does not fit it.
@@ -169,15 +171,16 @@ def rnn(
                     widths = cell.state_widths(numbers)
                     states = tuple(rows.new_zeros(alive[0], width) for width in widths)
                 noise = _noise_steps(cell, seed, k, rows, alive, numbers)
-                y, states = _scan(cell, rows, alive, states, w, numbers, noise, direction == 1)
-                outputs.append(y)
+                steps, states = _scan(cell, rows, alive, states, w, numbers, noise, direction == 1)
+                outputs.append(steps)
                 finals.append(states)
-            rows = torch.cat(outputs, -1) if bidirectional else outputs[0]
+            rows, *others = (torch.cat(parts, -1) for parts in zip(*outputs, strict=True))
+    wanted = [rows, *(others if sequences else [])]
     if batch_sizes is None:
-        y = rows.view(*x.shape[:2], rows.size(1))
+        y, *others = (part.view(*x.shape[:2], part.size(1)) for part in wanted)
     else:
-        y = rows if len(rows) == len(x) else pad(rows, (0, 0, 0, len(x) - len(rows)))
-    return [y, *(torch.stack(slot) for slot in zip(*finals, strict=True))]
+        y, *others = (pad(part, (0, 0, 0, len(x) - len(part))) for part in wanted)
+    return [y, *(torch.stack(slot) for slot in zip(*finals, strict=True)), *others]
 
 
 def _alive(x: Tensor, batch_sizes: Tensor) -> list[int]:
@@ -201,8 +204,9 @@ def _scan(
     sizes: dict[str, int],
     noise: Sequence[dict[str, Tensor]],
     reverse: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction: rows [sum(alive), C] -> y [sum(alive), H], final states [N, H].
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """One layer in one direction: rows [sum(alive), C] -> states [sum(alive), H], the first of
+    which is y; final states [N, H].
 
     The states carry all N rows, of which step t updates the first alive[t]. Forward in time, the
     others have ended and hold their final state; in reverse, they have not begun and hold their
@@ -239,11 +243,12 @@ def _scan(
             if summed:
                 values.update(zip(cell.gates, (x + r).chunk(summed, -1), strict=True))
         new = cell.call(values)
-        outputs.append(new[0])
+        outputs.append(new)
         if n < alive[0]:
             new = tuple(torch.cat((a, s[n:])) for a, s in zip(new, states, strict=True))
         states = new
-    return torch.cat(outputs[::-1] if reverse else outputs), states
+    ordered = outputs[::-1] if reverse else outputs
+    return tuple(torch.cat(steps) for steps in zip(*ordered, strict=True)), states
 
 
 def _recurrent_product(

@@ -66,8 +66,11 @@ class Stack:
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Any, list[Tensor]]:
-        """Run the stack; outputs and final states come in the form that input and hx have."""
+        return_states: bool = False,
+    ) -> tuple[Any, list[Tensor], tuple[Any, ...]]:
+        """Run the stack; outputs, final states and sequences of states come in the form that input
+        and hx have.
+        """
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths= was given with a PackedSequence, which has its own")
@@ -82,8 +85,9 @@ class Stack:
             given = self._given(masks, x.shape[:1], [int(batch_sizes[0])] if masks else [])
             if given is not None and arranged is not None:
                 given = given.packed(None, arranged.of)
-            y, states = self._scan(x, hx, n, batch_sizes, arranged, given)
-            return PackedSequence(y, batch_sizes, order, inverse), states
+            rows, states = self._scan(x, hx, n, batch_sizes, arranged, given, return_states)
+            y, *more = (PackedSequence(part, batch_sizes, order, inverse) for part in rows)
+            return y, states, tuple(more)
         dim = input.dim()
         if input.is_nested:
             raise RuntimeError(f"{self._kind()}: input is a nested tensor: pad it, with lengths=")
@@ -100,12 +104,15 @@ class Stack:
             if lengths is not None:
                 raise ValueError("lengths= needs batched 3-D input, but got unbatched 2-D input")
             given = self._given(masks, input.shape[:1], [])
-            y, states = self._run_batch(
-                input.unsqueeze(1), [h.unsqueeze(1) for h in hx], None, reset, given, False
-            )
-            return y.squeeze(1), [s.squeeze(1) for s in states]
+            x, hx = input.unsqueeze(1), [h.unsqueeze(1) for h in hx]
+            parts, states = self._run_batch(x, hx, None, reset, given, return_states, False)
+            y, *more = (part.squeeze(1) for part in parts)
+            return y, [s.squeeze(1) for s in states], tuple(more)
         given = self._given(masks, input.shape[:2], [input.size(0 if self.batch_first else 1)])
-        return self._run_batch(input, hx, lengths, reset, given, self.batch_first)
+        (y, *more), states = self._run_batch(
+            input, hx, lengths, reset, given, return_states, self.batch_first
+        )
+        return y, states, tuple(more)
 
     def _run_batch(
         self,
@@ -114,8 +121,9 @@ class Stack:
         lengths: Lengths | None,
         reset: Tensor | None,
         given: Masks | None,
+        return_states: bool,
         batch_first: bool,
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Run a padded batch: as it is; or, with lengths or cuts, its rows in packed order, those
         of padding last. Where sequences begin anew they are cut, and the pieces are run.
         """
@@ -137,12 +145,12 @@ class Stack:
         if arranged is None or n == 0:
             x = input.transpose(0, 1) if batch_first else input
             given = given.transposed(n) if given is not None and batch_first else given
-            y, states = self._scan(x, hx, n, given=given)
-            return y.transpose(0, 1) if batch_first else y, states
+            parts, states = self._scan(x, hx, n, given=given, return_states=return_states)
+            return [y.transpose(0, 1) for y in parts] if batch_first else parts, states
         x = _moved(input.flatten(0, 1), back)
         given = None if given is None else given.packed(rows, arranged.of)
-        y, states = self._scan(x, hx, n, batch_sizes, arranged, given)
-        return _moved(y, rows).view(*input.shape[:2], y.size(1)), states
+        parts, states = self._scan(x, hx, n, batch_sizes, arranged, given, return_states)
+        return [_moved(y, rows).view(*input.shape[:2], y.size(1)) for y in parts], states
 
     def _given(
         self, masks: Mapping[str, Tensor] | None, rows: Sequence[int], sequences: Sequence[int]
@@ -169,11 +177,13 @@ class Stack:
         batch_sizes: Tensor | None = None,
         arranged: Sorted | Cut | None = None,
         given: Masks | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        return_states: bool = False,
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Check x ([T, N, C] or packed [rows, C]) and hx as nn does; run the op.
 
         hx and the final states [L*D, N, H] are the caller's sequences, and `arranged` says which of
-        them the op's are. n is N, or None where only the op can tell.
+        them the op's are. n is N, or None where only the op can tell. Returns y, with the sequences
+        of the other states if wanted, and the final states.
         """
         weights = self._weights(given)
         x = fitting_weight(weights[0], x, ValueError)
@@ -196,7 +206,7 @@ class Stack:
             seed = given.noise(self._noise(), x.shape[:-1].numel(), x.dtype)
         elif self._draws() and self.training:
             seed = torch.randint(2**63 - 1, (1,), device="cpu")
-        y, *states = self._call_op(
+        y, *results = self._call_op(
             x,
             hx,
             weights,
@@ -206,10 +216,13 @@ class Stack:
             bidirectional=self.bidirectional,
             dropout=self.dropout if self.training else 0.0,
             checkpoint_every=self.checkpoint_every or 0,
+            sequences=return_states,
         )
+        count = len(self._states())
+        states, sequences = results[:count], results[count:]
         if arranged is not None:
             states = [arranged.final(s) for s in states]
-        return y, states
+        return [y, *sequences], states
 
     def _weights(self, given: Masks | None) -> list[Tensor]:
         """The weights, with DropConnect."""

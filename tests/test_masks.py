@@ -77,7 +77,7 @@ def test_the_masks_that_would_be_drawn_change_no_bit(name: str, form: str) -> No
     noise = rnn.declaration.noise
     if form in ("lengths", "packed"):
         ends = torch.tensor(LENGTHS)
-        _, order, inverse, places, back = torch.ops.rnnext.packing(ends, N, T, False)
+        _, _, inverse, _, back = torch.ops.rnnext.packing(ends, N, T, False)
     for key, mask in masks.items():
         if noise[key].per == "sequence":
             masks[key] = mask[:, inverse] if form in ("lengths", "packed") else mask

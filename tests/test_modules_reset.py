@@ -76,7 +76,7 @@ def outputs_of(rnn: Any, x: Tensor, hx: tuple[Tensor, ...], **options: Any) -> l
 
 def gradients(outputs: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(2)
-    grads = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
+    grads = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
     return torch.autograd.grad(outputs, inputs, grads, materialize_grads=True)
 
 

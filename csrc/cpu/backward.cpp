@@ -180,6 +180,7 @@ class Backward {
     if (!partition.by_units) {
       team_.each(partition.parts, [&](int64_t part) {
         const Range sequences = partition.sequences[part].below(alive.end);
+        add_gradients(t, sequences);
         for (int i = 0; i < stages; ++i) {
           products(i, t, sequences, 0);
           stage(i, t, sequences, {0, width_of(i)});
@@ -187,6 +188,11 @@ class Backward {
         products(stages, t, sequences, 0);
       });
       return;
+    }
+    if (has_sequences()) {
+      team_.sync();
+      team_.each(partition.parts, [&](int64_t part) { add_gradients(t, share_of(alive, part, partition.parts)); });
+      team_.sync();
     }
     for (int i = 0; i < stages; ++i) {
       if (i > 0) {
@@ -204,6 +210,22 @@ class Backward {
     }
     team_.each(partition.parts, [&](int64_t part) { products(stages, t, alive, part); });
     if (s_.mixes_units()) team_.sync();
+  }
+
+  bool has_sequences() const {
+    return std::any_of(std::begin(p_.dsequence), std::end(p_.dsequence), [](auto rows) { return bool(rows); });
+  }
+
+  // Those of the states after step t that come from their sequences.
+  void add_gradients(int64_t t, Range sequences) const {
+    for (int k = 0; k < s_.cell.all_states(); ++k) {
+      if (!p_.dsequence[k]) continue;
+      const Rows<const T> source = p_.dsequence[k].from(p_.steps.first(t));
+      const Rows<T> target{p_.dstate[k], s_.shape.state_width(k)};
+      for (int64_t n = sequences.begin; n < sequences.end; ++n) {
+        for (int64_t i = 0; i < target.stride; ++i) target[n][i] += source[n][i];
+      }
+    }
   }
 
   int64_t width_of(int stage) const { return s_.shape.width(s_.cell.backward[stage].width); }

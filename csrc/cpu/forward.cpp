@@ -163,6 +163,7 @@ class Forward {
           products(i, sequences, 0);
           stage(i, t, sequences, {0, width_of(i)});
         }
+        keep_states(t, sequences);
       });
       return;
     }
@@ -178,6 +179,8 @@ class Forward {
       });
       team_.sync();
     }
+    // Until the next step writes them, which is after its products, for which the team meets.
+    team_.each(partition.parts, [&](int64_t part) { keep_states(t, share_of(alive, part, partition.parts)); });
   }
 
   void start() {
@@ -192,6 +195,15 @@ class Forward {
     for (int k = 0; k < s_.cell.all_states(); ++k) {
       const int64_t count = p_.steps.N * s_.shape.state_width(k);
       p_.h0[k] ? std::copy_n(p_.h0[k], count, p_.state[k]) : std::fill_n(p_.state[k], count, T(0));
+    }
+  }
+
+  void keep_states(int64_t t, Range sequences) const {
+    for (int k = 0; k < s_.cell.all_states(); ++k) {
+      if (!p_.sequence[k]) continue;
+      const Rows<T> target = p_.sequence[k].from(p_.steps.first(t));
+      const int64_t width = s_.shape.state_width(k);
+      for (int64_t n = sequences.begin; n < sequences.end; ++n) std::copy_n(p_.state[k] + n * width, width, target[n]);
     }
   }
 

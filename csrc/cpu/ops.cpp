@@ -16,6 +16,7 @@ namespace {
 struct Backend {
   // The products over a block's rows run at full speed, and its buffers stay in cache.
   static constexpr int64_t kBlockRows = 768;
+  static constexpr bool kSequences = true, kGivenNoise = true;
 
   struct DeviceGuard {
     explicit DeviceGuard(const Tensor&) {}
@@ -49,7 +50,7 @@ struct Backend {
 };
 
 std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
-  const CellShape& shape = cell_named(cell);
+  const CellShape& shape = cell_named(base_name(cell));
   const Shape layout = shape_of(shape, 0, sizes);
   std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams};
   for (int k = 0; k < shape.all_states(); ++k) result.push_back(layout.state_width(k));

@@ -9,6 +9,17 @@
 
 namespace rnnext {
 
+// NAME.states is the cell of that name, of which the sequences of all states are wanted.
+constexpr std::string_view kStates = ".states";
+
+inline bool wants_sequences(std::string_view cell) {
+  return cell.ends_with(kStates);
+}
+
+inline std::string_view base_name(std::string_view cell) {
+  return wants_sequences(cell) ? cell.substr(0, cell.size() - kStates.size()) : cell;
+}
+
 template <class Backend>
 struct Ops {
   static void implement(torch::Library& m) {
@@ -43,8 +54,8 @@ struct Ops {
                                           optional<at::ScalarType> operand_dtype, int64_t checkpoint_every) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const typename Backend::DeviceGuard guard(x);
-    const Stack<Backend> stack(Backend::cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional,
-                               dropout, sizes, operand_dtype, checkpoint_every);
+    const Stack<Backend> stack(Backend::cell_named(base_name(cell)), x, h0, weights, batch_sizes, seed, num_layers,
+                               bidirectional, dropout, sizes, operand_dtype, checkpoint_every, wants_sequences(cell));
     std::vector<Tensor> given;
     for (const optional<Tensor>& grad : grads) given.push_back(grad.value_or(Tensor()));
     return stack.backward(given, y, saved, output_mask.vec(), samples);
@@ -58,8 +69,9 @@ struct Ops {
                                  int64_t checkpoint_every) {
     const at::AutoDispatchBelowADInplaceOrView below;  // what is computed here has no history
     const typename Backend::DeviceGuard guard(x);
-    const Stack<Backend> stack(Backend::cell_named(cell), x, h0, weights, batch_sizes, seed, num_layers, bidirectional,
-                               dropout, sizes.value_or(at::IntArrayRef()), operand_dtype, checkpoint_every);
+    const Stack<Backend> stack(Backend::cell_named(base_name(cell)), x, h0, weights, batch_sizes, seed, num_layers,
+                               bidirectional, dropout, sizes.value_or(at::IntArrayRef()), operand_dtype,
+                               checkpoint_every, wants_sequences(cell));
     return stack.forward(training);
   }
 };

@@ -161,11 +161,12 @@ struct ScanForward {
   Operands operands;
   Rows<const T> x[kStreams];  // [rows, C]
   Weights<const T> w[kStreams];
-  const T* h0[kMaxStates];    // [N, width] each, or null: zeros
-  T* state[kMaxStates];       // [N, width] each: the carry, at the end the final states
-  Rows<T> y[kStreams];        // [rows, width of h]
-  Rows<T> record;             // [rows, record.columns], or null
-  Rows<T> checkpoints;        // [segments * N, all states]: the carry at each checkpoint; or null where there are none
+  const T* h0[kMaxStates];  // [N, width] each, or null: zeros
+  T* state[kMaxStates];     // [N, width] each: the carry, at the end the final states
+  Rows<T> y[kStreams];      // [rows, width of h]
+  Rows<T> record;           // [rows, record.columns], or null
+  Rows<T> checkpoints;      // [segments * N, all states]: the carry at each checkpoint; or null where there are none
+  Rows<T> sequence[kMaxStates];  // [rows, width] each, of the states but h: what they are after every step; or null
   Rows<const T> given_noise;  // [rows, width of all noise], in place of what `noise` says; or null. What there is one
                               // of for all steps lies at the first one
 };
@@ -188,6 +189,7 @@ struct ScanBackward {
   bool accumulate_dw;
   Weights<T> dw[kStreams];  // those that are wanted; of several samples [samples, ...] each
   int64_t samples;          // row r of x is of sample r % samples
+  Rows<const T> dsequence[kMaxStates];
   Rows<const T> given_noise;
 };
 

@@ -2,7 +2,7 @@
 //
 // A backend is a class with static functions: scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
 // dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so many rows
-// are in a time block, where sequences are few enough.
+// are in a time block, where sequences are few enough. kSequences and kGivenNoise: whether its scans write and read those.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -30,7 +30,8 @@ class Stack {
  public:
   Stack(const CellShape& cell, const Tensor& x, at::TensorList h0, at::TensorList weights,
         const optional<Tensor>& batch_sizes, const optional<Tensor>& seed, int64_t num_layers, bool bidirectional,
-        double dropout, at::IntArrayRef sizes, optional<at::ScalarType> operand_dtype, int64_t checkpoint_every = 0)
+        double dropout, at::IntArrayRef sizes, optional<at::ScalarType> operand_dtype, int64_t checkpoint_every = 0,
+        bool sequences = false)
       : cell_(cell),
         s_(check_arguments(cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes)),
         h_(s_.width(cell.states.width[0])),
@@ -39,7 +40,12 @@ class Stack {
         operands_(check_operand_dtype(operand_dtype)),
         checkpoint_every_(check_checkpoint_every(checkpoint_every, s_.all_steps)),
         given_noise_(seed && seed->is_floating_point() ? seed->contiguous() : Tensor()),
-        noise_(source_of(seed)) {
+        noise_(source_of(seed)),
+        sequences_(sequences) {
+    TORCH_CHECK(Backend::kSequences || !sequences, "rnnext: the kernels on ", x.device(),
+                " give no sequences of states yet");
+    TORCH_CHECK(Backend::kGivenNoise || !given_noise_.defined(), "rnnext: the kernels on ", x.device(),
+                " take no noise in place of a seed yet");
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
     if (batch_sizes) {
@@ -49,11 +55,12 @@ class Stack {
     }
   }
 
-  // [y, h_n, ...], and in training what backward() needs: a record, or checkpoints, for each layer, then y of each layer
-  // but the last.
+  // [y, h_n, ...], then if wanted the sequence of each state but h, of the last layer; and in training what backward()
+  // needs: a record, or checkpoints, for each layer, then y of each layer but the last.
   std::vector<Tensor> forward(bool training) const {
-    std::vector<Tensor> finals, records, outputs;
+    std::vector<Tensor> finals, sequences, records, outputs;
     for (int k = 0; k < cell_.all_states(); ++k) finals.push_back(x_.new_empty(state_shape(k)));
+    for (int k : sequenced()) sequences.push_back(Backend::empty(sequence_form(k), x_));
     for (int64_t l = 0; l < s_.L; ++l) {
       const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
       if (!training) outputs.clear();
@@ -61,19 +68,22 @@ class Stack {
       if (training) records.push_back(Backend::empty(record_shape(), x_));
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
-          scan_forward<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(), finals);
+          scan_forward<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(), finals,
+                                 l == s_.L - 1 ? sequences : std::vector<Tensor>());
         });
       }
     }
     clear_padding(outputs.back());
+    for (const Tensor& sequence : sequences) clear_padding(sequence.view({1, s_.rows, -1}));
     std::vector<Tensor> result{as_given(outputs.back())};
     outputs.pop_back();
-    for (auto* more : {&finals, &records, &outputs}) result.insert(result.end(), more->begin(), more->end());
+    for (auto* more : {&finals, &sequences, &records, &outputs})
+      result.insert(result.end(), more->begin(), more->end());
     return result;
   }
 
   // Gradients of x, the initial states and the weights, in that order: those whose entry in `wanted` is true.
-  // `grads`: of y and of the final states, undefined where there is none. `kept`: what forward() gave for it. `samples`:
+  // `grads`: of y, of the final states and of the sequences, undefined where there is none. `kept`: what forward() gave for it. `samples`:
   // 0, or how many samples have gradients of the weights of their own, [samples, ...]; row r of x is of sample
   // r % samples.
   std::vector<Tensor> backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList kept,
@@ -101,6 +111,10 @@ class Stack {
     int64_t lowest = 0;
     while (!all_layers && lowest < s_.L && !wants_weights(dweights, lowest)) ++lowest;
 
+    std::vector<Tensor> dsequences;
+    for (size_t i = 1 + cell_.all_states(); i < grads.size(); ++i) {
+      dsequences.push_back(grads[i].defined() ? grads[i].contiguous() : Tensor());
+    }
     Tensor dy = grads[0].defined() ? as_rows(grads[0]) : Tensor();
     Tensor dx;
     for (int64_t l = s_.L - 1; l >= lowest; --l) {
@@ -110,7 +124,8 @@ class Stack {
       dx = wants_dx ? Backend::empty(input.sizes(), input) : Tensor();
       for (int64_t d = 0; d < s_.D; ++d) {
         AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
-          scan_backward<scalar_t>(l, d, input, output, saved[l], dy, dx, dstates, dweights, samples);
+          scan_backward<scalar_t>(l, d, input, output, saved[l], dy, dx, dstates,
+                                  l == s_.L - 1 ? dsequences : std::vector<Tensor>(), dweights, samples);
         });
       }
       if (l > lowest) dy = dropped(dx, l - 1);
@@ -137,9 +152,10 @@ class Stack {
       check_shape(name, tensor, expected);
       check_like(name, tensor, x_);
     };
-    const int64_t outputs = 1 + cell_.all_states(), inputs = 1 + h0_.size() + weights_.size();
+    const std::vector<int> sequences = sequenced();
+    const int64_t outputs = 1 + cell_.all_states() + sequences.size(), inputs = 1 + h0_.size() + weights_.size();
     TORCH_CHECK(static_cast<int64_t>(grads.size()) == outputs, "rnnext: ", grads.size(), " grads given, expected ",
-                outputs, ": of y and of each final state");
+                outputs, ": of y, of each final state and of each sequence");
     TORCH_CHECK(static_cast<int64_t>(wanted.size()) == inputs, "rnnext: output_mask has ", wanted.size(),
                 " entries, expected ", inputs, ": x, the initial states, the weights");
     TORCH_CHECK(static_cast<int64_t>(saved.size()) == 2 * s_.L - 1, "rnnext: ", saved.size(),
@@ -149,6 +165,10 @@ class Stack {
     if (grads[0].defined()) check("the gradient of y", grads[0], form);
     for (int k = 0; k < cell_.all_states(); ++k) {
       if (grads[1 + k].defined()) check("the gradient of a final state", grads[1 + k], state_shape(k));
+    }
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const Tensor& grad = grads[1 + cell_.all_states() + i];
+      if (grad.defined()) check("the gradient of a sequence", grad, sequence_form(sequences[i]));
     }
     for (int64_t l = 0; l < s_.L; ++l) {
       check("what a layer saved", saved[l], record_shape());
@@ -183,6 +203,30 @@ class Stack {
   }
 
   std::vector<int64_t> state_shape(int k) const { return {s_.L * s_.D, s_.N, s_.width(cell_.state_width(k))}; }
+
+  // The states whose sequences are wanted: of each stream all but h.
+  std::vector<int> sequenced() const {
+    std::vector<int> states;
+    for (int k = 0; sequences_ && k < cell_.all_states(); ++k) {
+      if (k % cell_.states.count) states.push_back(k);
+    }
+    return states;
+  }
+  std::vector<int64_t> sequence_form(int k) const {
+    const int64_t columns = s_.D * s_.width(cell_.state_width(k));
+    return s_.packed ? std::vector<int64_t>{s_.rows, columns} : std::vector<int64_t>{s_.T, s_.N, columns};
+  }
+  // Of direction d, where state k has a sequence.
+  template <class T>
+  void set_sequences(Rows<T>* target, const std::vector<Tensor>& sequences, int64_t d) const {
+    using Value = std::remove_const_t<T>;
+    const std::vector<int> states = sequenced();
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      if (!sequences[i].defined()) continue;
+      const int64_t width = s_.width(cell_.state_width(states[i]));
+      target[states[i]] = {sequences[i].data_ptr<Value>() + d * width, s_.D * width};
+    }
+  }
 
   // [streams, rows, columns], and the form in which x was given.
   Tensor as_rows(const Tensor& values) const {
@@ -290,8 +334,9 @@ class Stack {
 
   template <class T>
   void scan_forward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
-                    const std::vector<Tensor>& finals) const {
+                    const std::vector<Tensor>& finals, const std::vector<Tensor>& sequences) const {
     ScanForward<T> p = forward_of<T>(l, d, x);
+    set_sequences(p.sequence, sequences, d);
     for (int stream = 0; stream < cell_.streams; ++stream) p.y[stream] = rows_of<T>(y, stream, d * h_);
     for (int k = 0; k < cell_.all_states(); ++k) {
       p.h0[k] = state_of<T>(h0_, k, l, d);
@@ -308,8 +353,8 @@ class Stack {
 
   template <class T>
   void scan_backward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record, const Tensor& dy,
-                     const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dweights,
-                     int64_t samples) const {
+                     const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dsequences,
+                     const std::vector<Tensor>& dweights, int64_t samples) const {
     ScanBackward<T> p{shape(x.size(2)), steps(d, samples), noise(l, d), operands_};
     p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
@@ -324,6 +369,7 @@ class Stack {
       p.h0[k] = state_of<T>(h0_, k, l, d);
       p.dstate[k] = state_of<T>(dstates, k, l, d);
     }
+    set_sequences(p.dsequence, dsequences, d);
     p.accumulate_dx = d > 0;
     p.samples = std::max<int64_t>(samples, 1);
     if (checkpoint_every_) return scan_segments(p, forward_of<T>(l, d, x), record[d]);
@@ -382,6 +428,7 @@ class Stack {
   const int64_t checkpoint_every_;
   const Tensor given_noise_;  // [L * D, rows, columns], or undefined
   const NoiseSource noise_;
+  const bool sequences_;
   std::vector<Tensor> h0_, weights_;
   std::vector<int64_t> offsets_;
 };
