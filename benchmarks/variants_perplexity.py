@@ -38,6 +38,7 @@ BATCH, BPTT, CLIP = 20, 35, 0.25
 PLAIN = ("LSTM", "GRU", "RNN_TANH")
 UNTIMED = (
     Variant("VariationalGRU", "VariationalGRU", "GRU", {"variational_dropout": 0.25}),
+    Variant("BatchNormLSTM", "BatchNormLSTM", "LSTM"),
     Variant("IRNN, recurrent_scale=0.01", "IRNN", "RNN", {"recurrent_scale": 0.01}),
     Variant("RNN, zoneout", "RNN", "RNN", {"zoneout_h": 0.1}),
 )

@@ -86,8 +86,8 @@ class Stack:
             if given is not None and arranged is not None:
                 given = given.packed(None, arranged.of)
             rows, states = self._scan(x, hx, n, batch_sizes, arranged, given, return_states)
-            y, *more = (PackedSequence(part, batch_sizes, order, inverse) for part in rows)
-            return y, states, tuple(more)
+            packed = [PackedSequence(part, batch_sizes, order, inverse) for part in rows]
+            return packed[0], states, tuple(packed[1:])
         dim = input.dim()
         if input.is_nested:
             raise RuntimeError(f"{self._kind()}: input is a nested tensor: pad it, with lengths=")

@@ -28,7 +28,7 @@ NOISY_GRU: Config = ("GRU", {"zoneout_h": 0.3, "recurrent_dropout": 0.25})
 HARD = {"gate_function": "keras_hard_sigmoid", "activation": "softsign"}
 VARIATIONAL: Config = ("VariationalLSTM", {"variational_dropout": 0.25})
 EVERY: list[Config] = [
-    *((name, {}) for name in cells.CELLS if not name.startswith("Variational")),
+    *((name, {}) for name in cells.CELLS if not name.startswith(("Variational", "BatchNorm"))),
     NOISY_LSTM,
     ("LSTM", {**HARD, "cell_clip": 0.5, "state_clip": 0.3}),
     ("LayerNormLSTM", {**ZONEOUT, "recurrent_dropout": 0.25}),

@@ -1,4 +1,5 @@
-"""Published recurrent layers besides torch.nn's, each a short `rnnext.Recurrent` subclass.
+"""Published recurrent layers besides torch.nn's, each a short `rnnext.Recurrent` subclass; but for
+BatchNormLSTM, which is plain PyTorch.
 
 `python -m rnnext.cells` lists them with their equations, docs/cells.md says when to use which.
 A family's module is imported when one of its cells is first asked for: to define a cell, its step
@@ -12,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnnext.cells.batch_norm import BatchNormLSTM
     from rnnext.cells.dropconnect import drop_connect
     from rnnext.cells.gru import GRU, LightGRU, MinimalGatedUnit
     from rnnext.cells.layer_norm import DreamerGRU, LayerNormBasicLSTM, LayerNormGRU, LayerNormLSTM
@@ -30,6 +32,7 @@ CELLS = {
     "VariationalLSTM": "variational",
     "LayerNormLSTM": "layer_norm",
     "LayerNormBasicLSTM": "layer_norm",
+    "BatchNormLSTM": "batch_norm",
     "SLSTM": "slstm",
     "GRU": "gru",
     "LightGRU": "gru",
@@ -55,6 +58,7 @@ __all__ = [
     "RNN",
     "SLSTM",
     "SRU",
+    "BatchNormLSTM",
     "CoupledLSTM",
     "DreamerGRU",
     "IndRNN",

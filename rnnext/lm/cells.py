@@ -126,8 +126,10 @@ def load_cell(options: ModelOptions, impl: Impl, helpers: Sequence[Path] = ()) -
     return Cell(name, found, arguments, file, source)
 
 
-def declared_options(cell: type[rnnext.Recurrent]) -> dict[str, object]:
+def declared_options(cell: type[Any]) -> dict[str, object]:
     """What the options of a cell are declared with, as `read_options` takes it."""
+    if not issubclass(cell, rnnext.Recurrent):  # BatchNormLSTM
+        return dict(cell.constants)
     declared = {**dict.fromkeys(cell.sizes, int), **(cell.constants or {}), "heads": 1}
     declared.setdefault(WEIGHT_DROPOUT, 0.0)
     return declared

@@ -100,8 +100,11 @@ def output_width(layers: nn.Module) -> int:
         cell = layers.declaration
         sizes = [getattr(layers, name) for name in cell.sizes]
         return cell.state_widths(cell.size_values(layers.hidden_size, sizes))[0]
-    assert isinstance(layers, nn.RNNBase)
-    return layers.proj_size or layers.hidden_size
+    if isinstance(layers, nn.RNNBase) and layers.proj_size:
+        return layers.proj_size
+    width = layers.hidden_size
+    assert isinstance(width, int)
+    return width
 
 
 def detach(state: State) -> State:
