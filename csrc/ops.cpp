@@ -61,6 +61,11 @@ TORCH_LIBRARY(rnnext, m) {
   // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, then the
   // width of each state
   m.def("cell_shape(str cell, int[] sizes) -> int[]");
+  // Dropout's factors of a recurrent matrix, [rows, columns]: 0 with probability p, else 1 / (1 - p). place: layer * D +
+  // direction
+  m.def(
+      "dropout_mask(Tensor seed, SymInt rows, SymInt columns, int place, float p, *, ScalarType dtype=float) -> "
+      "Tensor");
   // How a layer's scan would be done, a line for forward and one for backward. sizes: as for cell_shape; heads: blocks of
   // W_hh; dtype: what is computed in; threads: torch's, unless given
   m.def(

@@ -184,6 +184,9 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
+DROP_CONNECT = 8
+"""The number of the noise of the recurrent weights, after those that a cell can have."""
+
 _WORD = 0xFFFFFFFF
 
 
@@ -219,7 +222,8 @@ def random_words(
             noise, layer * D + direction.
         count: number of words.
         device: where to compute; default that of the seed.
-        use: 0 for dropout between layers, 1 + k for the cell's noise number k.
+        use: 0 for dropout between layers, 1 + k for the cell's noise number k, or for k = 8 for
+            that of the recurrent weights.
 
     Example:
         >>> [hex(word) for word in random_words(torch.tensor(0), 0, 4).tolist()]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnnext import _load, batched_grads, derivatives, reference  # noqa: F401 (registers rules)
 from rnnext.cell import STATES, Declaration, split_name
+from rnnext.noise import DROP_CONNECT, Dropout, noise_values
 
 _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST = (torch.float32, *_HALF)
@@ -125,6 +126,27 @@ def rnn(
             sequences=sequences,
         )
     return results if dtype is None else [result.to(dtype) for result in results]
+
+
+def drop_connected(weight: Tensor, p: float, seed: Tensor, place: int) -> Tensor:
+    """A recurrent matrix with elements dropped: times 0 with probability p, else 1 / (1 - p).
+
+    Wan et al. 2013. The factors are those of `rnnext.noise.noise_values` number 8, which no cell
+    has: on a CPU from the kernels' generator.
+
+    Args:
+        weight: ``[rows, columns]``.
+        p: the probability.
+        seed: int64 tensor of one element on the CPU.
+        place: layer * D + direction.
+    """
+    rows, columns = weight.shape
+    if weight.device.type in ("cpu", "meta") and weight.dtype in _KERNELS:
+        dtype = weight.dtype if weight.dtype in _COMPUTED else torch.float32
+        mask = torch.ops.rnnext.dropout_mask(seed, rows, columns, place, p, dtype=dtype)
+        return weight * mask.to(weight.device, weight.dtype)
+    like = weight.new_empty(0, dtype=weight.real.dtype)
+    return weight * noise_values(Dropout(p), DROP_CONNECT, seed, place, rows, columns, like)
 
 
 def taken_as_is(x: Tensor) -> bool:
@@ -308,6 +330,11 @@ def _rnn_backward_fake(  # type: ignore[no-untyped-def]
     lead = (samples,) if samples else ()
     inputs = [(x, x.shape), *((h, h.shape) for h in h0), *((w, (*lead, *w.shape)) for w in weights)]
     return [t.new_empty(s) for (t, s), wanted in zip(inputs, output_mask, strict=True) if wanted]
+
+
+@torch.library.register_fake("rnnext::dropout_mask")
+def _dropout_mask_fake(seed, rows, columns, place, p, *, dtype=torch.float32):  # type: ignore[no-untyped-def]
+    return seed.new_empty((rows, columns), dtype=dtype)
 
 
 def _check_devices(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import ops
@@ -185,7 +184,10 @@ class Stack:
         them the op's are. n is N, or None where only the op can tell. Returns y, with the sequences
         of the other states if wanted, and the final states.
         """
-        weights = self._weights(given)
+        seed = None
+        if self.training and (self._draws() or self._weight_dropout):
+            seed = torch.randint(2**63 - 1, (1,), device="cpu")
+        weights = self._weights(given, seed)
         x = fitting_weight(weights[0], x, ValueError)
         if x.size(-1) != self.input_size:
             raise RuntimeError(
@@ -201,11 +203,10 @@ class Stack:
             hx = [x.new_zeros(runs, n, width) for width in self._states().values()]
         if arranged is not None:
             hx = [arranged.initial(h) for h in hx]
-        seed = None
+        if not self._draws():
+            seed = None
         if given is not None and given.has_noise:
             seed = given.noise(self._noise(), x.shape[:-1].numel(), x.dtype)
-        elif self._draws() and self.training:
-            seed = torch.randint(2**63 - 1, (1,), device="cpu")
         y, *results = self._call_op(
             x,
             hx,
@@ -224,16 +225,16 @@ class Stack:
             states = [arranged.final(s) for s in states]
         return [y, *sequences], states
 
-    def _weights(self, given: Masks | None) -> list[Tensor]:
+    def _weights(self, given: Masks | None, seed: Tensor | None) -> list[Tensor]:
         """The weights, with DropConnect."""
         weights = weights_of(self, self._names())
         places = [k for k, name in enumerate(self._names()) if name.startswith(WEIGHT)]
         if given is not None and given.weight is not None:
             for k, mask in zip(places, given.weight, strict=True):
                 weights[k] = weights[k] * mask
-        elif self._weight_dropout and self.training:
-            for k in places:
-                weights[k] = dropout(weights[k], self._weight_dropout)
+        elif self._weight_dropout and seed is not None:
+            for place, k in enumerate(places):
+                weights[k] = ops.drop_connected(weights[k], self._weight_dropout, seed, place)
         return weights
 
     def _check_states(self, hx: Sequence[Tensor], n: int | None) -> None:

@@ -152,7 +152,8 @@ def test_a_mask_of_the_recurrent_weights(name: str) -> None:
 
     cells.drop_connect(rnn, 0.5)
     torch.manual_seed(7)
-    kept = [torch.nn.functional.dropout(torch.ones_like(rnn.weight_hh_l0)) for _ in range(4)]
+    seed, w = torch.randint(2**63 - 1, (1,)), rnn.weight_hh_l0.detach()
+    kept = [noise_values(rnnext.Dropout(0.5), 8, seed, k, *w.shape, w) for k in range(4)]
     expected = results(rnn, x)
     for a, b in zip(results(rnn, x, masks={"weight_hh": torch.stack(kept)}), expected, strict=True):
         assert torch.equal(a, b)

@@ -66,6 +66,13 @@ def test_layers() -> None:
     packed, _ = assert_type(lstm(PACKED, (h, c)), tuple[PackedSequence, tuple[Tensor, Tensor]])
     assert_type(lstm.forward(X, lengths=[5, 2]), tuple[Tensor, tuple[Tensor, Tensor]])
     assert type(packed) is PackedSequence
+    sequence = tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor]]
+    _, _, (c,) = assert_type(lstm(X, return_states=True), sequence)
+    _, _, (more,) = assert_type(
+        lstm(PACKED, return_states=True),
+        tuple[PackedSequence, tuple[Tensor, Tensor], tuple[PackedSequence]],
+    )
+    assert type(more) is PackedSequence
     for layer in (gru, rnn):
         y, h = assert_type(layer(X), tuple[Tensor, Tensor])
         packed, h = assert_type(layer(PACKED, h), tuple[PackedSequence, Tensor])
@@ -93,6 +100,11 @@ def test_written_cells() -> None:
     assert type(states) is tuple
     assert type(packed) is PackedSequence
     assert_type(layer.generated_code(), str | None)
+    _, _, sequences = assert_type(
+        layer(X, return_states=True),
+        tuple[Tensor, Tensor | tuple[Tensor, ...], tuple[Tensor, ...]],
+    )
+    assert len(sequences) == len(states) - 1
 
 
 def test_swap_and_the_op() -> None:

@@ -49,6 +49,24 @@ struct Backend {
   }
 };
 
+// By the words of a number that no noise of a cell has.
+Tensor dropout_mask(const Tensor& seed, int64_t rows, int64_t columns, int64_t place, double p, at::ScalarType dtype) {
+  constexpr int64_t grain = 4096;  // elements; a multiple of 4, as the generator makes four at a time
+  constexpr uint32_t number = kMaxNoise;
+  TORCH_CHECK(p >= 0 && p <= 1, "rnnext: p is ", p, ", expected a probability");
+  const Tensor mask = empty({rows, columns}, at::empty({0}, seed.options().dtype(dtype)));
+  const auto value = static_cast<uint64_t>(seed.item<int64_t>());
+  const Noise noise{Noise::kDropout, kHidden, false, p, 0};
+  AT_DISPATCH_FLOATING_TYPES(dtype, "rnnext::dropout_mask", [&] {
+    scalar_t* data = mask.data_ptr<scalar_t>();
+    at::parallel_for(0, (mask.numel() + grain - 1) / grain, 4, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * grain, count = std::min(end * grain, mask.numel()) - first;
+      kernels<scalar_t>().noise(noise, first, count, data + first, value, static_cast<uint32_t>(place), number);
+    });
+  });
+  return mask;
+}
+
 std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
   const CellShape& shape = cell_named(base_name(cell));
   const Shape layout = shape_of(shape, 0, sizes);
@@ -88,6 +106,7 @@ std::string instruction_set_name() {
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
   Ops<Backend>::implement(m);
+  m.impl("dropout_mask", &dropout_mask);
 }
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeExplicitAutograd, m) {

@@ -15,8 +15,9 @@ def drop_connect(layer: L, p: float = 0.5) -> L:
     """Let a layer drop elements of its recurrent weights in training.
 
     At each call every `weight_hh_l{k}` is multiplied by a mask, 0 with probability p, else
-    1 / (1 - p): one mask for all sequences and all steps, drawn from torch's generator. In eval
-    mode the weights are as they are, and parameters and state_dict are the layer's own always.
+    1 / (1 - p): one mask for all sequences and all steps, drawn by a seed from torch's generator,
+    the same for any number of threads. In eval mode the weights are as they are, and parameters and
+    state_dict are the layer's own always.
 
     Wan et al. 2013; on recurrent weights Merity, Keskar and Socher 2017 (arXiv:1708.02182).
 
