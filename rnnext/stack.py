@@ -184,8 +184,8 @@ class Stack:
         them the op's are. n is N, or None where only the op can tell. Returns y, with the sequences
         of the other states if wanted, and the final states.
         """
-        seed = None
-        if self.training and (self._draws() or self._weight_dropout):
+        seed, draws = None, self.training and self._draws()
+        if draws or (self.training and self._weight_dropout):
             seed = torch.randint(2**63 - 1, (1,), device="cpu")
         weights = self._weights(given, seed)
         x = fitting_weight(weights[0], x, ValueError)
@@ -203,10 +203,10 @@ class Stack:
             hx = [x.new_zeros(runs, n, width) for width in self._states().values()]
         if arranged is not None:
             hx = [arranged.initial(h) for h in hx]
-        if not self._draws():
-            seed = None
         if given is not None and given.has_noise:
             seed = given.noise(self._noise(), x.shape[:-1].numel(), x.dtype)
+        elif not draws:
+            seed = None
         y, *results = self._call_op(
             x,
             hx,
@@ -219,7 +219,7 @@ class Stack:
             checkpoint_every=self.checkpoint_every or 0,
             sequences=return_states,
         )
-        count = len(self._states())
+        count = len(self._states()) if return_states else len(results)
         states, sequences = results[:count], results[count:]
         if arranged is not None:
             states = [arranged.final(s) for s in states]
@@ -227,14 +227,16 @@ class Stack:
 
     def _weights(self, given: Masks | None, seed: Tensor | None) -> list[Tensor]:
         """The weights, with DropConnect."""
-        weights = weights_of(self, self._names())
+        weights, rate = weights_of(self, self._names()), self._weight_dropout
+        masks = None if given is None else given.weight
+        if masks is None and (not rate or seed is None):
+            return weights
         places = [k for k, name in enumerate(self._names()) if name.startswith(WEIGHT)]
-        if given is not None and given.weight is not None:
-            for k, mask in zip(places, given.weight, strict=True):
-                weights[k] = weights[k] * mask
-        elif self._weight_dropout and seed is not None:
-            for place, k in enumerate(places):
-                weights[k] = ops.drop_connected(weights[k], self._weight_dropout, seed, place)
+        for place, k in enumerate(places):
+            if masks is not None:
+                weights[k] = weights[k] * masks[place]
+            elif seed is not None:
+                weights[k] = ops.drop_connected(weights[k], rate, seed, place)
         return weights
 
     def _check_states(self, hx: Sequence[Tensor], n: int | None) -> None:
