@@ -35,7 +35,9 @@ class Backward : BackwardBuffers<T> {
     int64_t widest = cell_.slots() * shape_.H();
     for (int k = 0; k < cell_.products; ++k) widest = std::max(widest, shape_.width(cell_.product[k].to));
     da_h_.emplace(arena_, p_.operands, N, widest);
-    if constexpr (std::is_same_v<T, float>) persistent_.emplace(p_, functions_.persistent, false, arena_);
+    if constexpr (std::is_same_v<T, float>) {
+      persistent_.emplace(p_, functions_.persistent, false, PersistentRun::any(p_.dsequence), arena_);
+    }
     arena_.allocate();
     params_of(p_, params_);
   }
@@ -104,6 +106,11 @@ class Backward : BackwardBuffers<T> {
   void step(int64_t t) {
     const int64_t alive = p_.steps.rows(t), continued = std::min(alive, p_.steps.continued(t));
     const int stages = cell_.backward_stages;
+    // Gradients of the states after this step that come from their sequences.
+    for (int k = 0; k < cell_.all_states(); ++k) {
+      if (!p_.dsequence[k]) continue;
+      add_rows<T>(alive, shape_.state_width(k), p_.dsequence[k].from(p_.steps.first(t)), dstate(k), stream_);
+    }
     for (int i = 0; i <= stages; ++i) {
       for (int k = 0; k < cell_.products; ++k) {
         const Product& product = cell_.product[k];

@@ -35,6 +35,12 @@ __global__ void copy_rows(int64_t rows, int64_t columns, Rows<const T> src, Rows
   if (row < rows) dst[row][i % columns] = src[row][i % columns];
 }
 
+template <class T>
+__global__ void add_rows(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
+  const int64_t i = global_thread(), row = i / columns;
+  if (row < rows) dst[row][i % columns] += src[row][i % columns];
+}
+
 constexpr int kUploaded = 256;
 struct Integers {
   int64_t values[kUploaded];
@@ -147,6 +153,11 @@ void copy_rows(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst, St
   launch_each(&gpu::copy_rows<T>, rows * columns, stream, rows, columns, src, dst);
 }
 
+template <class T>
+void add_rows(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst, Stream stream) {
+  launch_each(&gpu::add_rows<T>, rows * columns, stream, rows, columns, src, dst);
+}
+
 void upload(const int64_t* values, int64_t count, int64_t* dst, Stream stream) {
   for (int64_t i = 0; i < count; i += gpu::kUploaded) {
     gpu::Integers integers{};
@@ -196,6 +207,7 @@ void fill(int64_t count, T value, T* dst, Stream stream) {
 #define RNNEXT_INSTANTIATE(T)                                                                                          \
   template void combine_biases<T>(const Shape&, const T*, const T*, T*, Stream);                                       \
   template void clear_rows<T>(int64_t, int64_t, Rows<T>, Stream);                                                      \
+  template void add_rows<T>(int64_t, int64_t, Rows<const T>, Rows<T>, Stream);                                         \
   template void copy_rows<T>(int64_t, int64_t, Rows<const T>, Rows<T>, Stream);                                        \
   template void states_before<T>(const DeviceSteps&, int64_t, int64_t, int64_t, Rows<const T>, Rows<const T>, Rows<T>, \
                                  Stream);                                                                              \

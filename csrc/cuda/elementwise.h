@@ -21,6 +21,10 @@ void clear_rows(int64_t rows, int64_t columns, Rows<T> dst, Stream stream);
 template <class T>
 void copy_rows(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst, Stream stream);
 
+// dst += src for each row
+template <class T>
+void add_rows(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst, Stream stream);
+
 // Integers to the device, as parameters of kernels: without a copy from memory that the host might change meanwhile.
 void upload(const int64_t* values, int64_t count, int64_t* dst, Stream stream);
 

@@ -34,7 +34,9 @@ class Forward : ForwardBuffers<T> {
     for (int k = 0; k < cell_.products; ++k) {
       operand_.emplace_back(arena_, p_.operands, p_.steps.N, shape_.width(cell_.product[k].from));
     }
-    if constexpr (std::is_same_v<T, float>) persistent_.emplace(p_, functions_.persistent, true, arena_);
+    if constexpr (std::is_same_v<T, float>) {
+      persistent_.emplace(p_, functions_.persistent, true, PersistentRun::any(p_.sequence), arena_);
+    }
     arena_.allocate();
     params_of(p_, params_);
   }
@@ -111,6 +113,10 @@ class Forward : ForwardBuffers<T> {
       }
       const Range units{0, shape_.width(cell_.forward[i].width)};
       functions_.forward[i](forward_step<T>(p_, *this, first_row_, t, {0, alive}, units, params_), stream_);
+    }
+    for (int k = 0; k < cell_.all_states(); ++k) {
+      if (!p_.sequence[k]) continue;
+      copy_rows<T>(alive, shape_.state_width(k), state(k), p_.sequence[k].from(p_.steps.first(t)), stream_);
     }
   }
 

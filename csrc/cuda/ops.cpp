@@ -14,7 +14,6 @@ namespace {
 struct Backend {
   // A block's products fill the device, and its buffers take some hundred megabytes at most.
   static constexpr int64_t kBlockRows = 4096;
-  static constexpr bool kSequences = false, kGivenNoise = false;
 
   using DeviceGuard = cuda::DeviceGuard;
 

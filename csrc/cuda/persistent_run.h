@@ -22,8 +22,9 @@ struct Route {
 };
 
 // `kernels`: of the cell, or null (of float64, there are none). Throws where RNNEXT_CUDA_PATH asks for what can't be.
+// `sequences`: the states after every step are wanted, or have gradients.
 inline Route find_route(const Shape& shape, const Steps& steps, const Persistent* kernels, bool forward,
-                        Precision precision) {
+                        Precision precision, bool sequences = false) {
   const Path path = chosen_path();
   if (path == Path::kSteps) return {std::nullopt, "as RNNEXT_CUDA_PATH says"};
   const CellShape& cell = *shape.cell;
@@ -32,6 +33,8 @@ inline Route find_route(const Shape& shape, const Steps& steps, const Persistent
   Route route;
   if (!kernels || shape.heads > 1) {
     route.why_not = "the cell has no other kernel";
+  } else if (sequences) {
+    route.why_not = "the states after every step are wanted";
   } else {
     const Chip here = chip();
     route.tiling = make_tiling(sizes, forward, precision, {here.multiprocessors, here.shared});
@@ -58,13 +61,13 @@ inline Route find_route(const Shape& shape, const Steps& steps, const Persistent
 class PersistentRun {
  public:
   template <class Scan>
-  PersistentRun(const Scan& p, const Persistent* kernels, bool forward, Arena& arena)
+  PersistentRun(const Scan& p, const Persistent* kernels, bool forward, bool sequences, Arena& arena)
       : kernels_(kernels),
         H_(p.shape.H()),
         steps_(p.steps),
         w_hh_(p.w[0].w_hh),
         precision_(precision_of(p.operands)),
-        tiling_(find_route(p.shape, p.steps, kernels, forward, precision_).tiling) {
+        tiling_(find_route(p.shape, p.steps, kernels, forward, precision_, sequences).tiling) {
     if (!tiling_) return;
     arena.add(&exchange_, exchange_words());
     arena.add(&flags_, tiling_->groups * tiling_->slices);
@@ -90,6 +93,12 @@ class PersistentRun {
   }
 
   const Persistent& kernels() const { return *kernels_; }
+
+  // Whether any of these is there.
+  template <class T>
+  static bool any(const Rows<T> (&sequences)[kMaxStates]) {
+    return std::any_of(std::begin(sequences), std::end(sequences), [](const auto& rows) { return bool(rows); });
+  }
 
  private:
   int64_t exchange_words() const { return 2 * tiling_->groups * tiling_->exchange_words(); }

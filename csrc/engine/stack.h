@@ -2,7 +2,7 @@
 //
 // A backend is a class with static functions: scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
 // dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so many rows
-// are in a time block, where sequences are few enough. kSequences and kGivenNoise: whether its scans write and read those.
+// are in a time block, where sequences are few enough.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -42,10 +42,6 @@ class Stack {
         given_noise_(seed && seed->is_floating_point() ? seed->contiguous() : Tensor()),
         noise_(source_of(seed)),
         sequences_(sequences) {
-    TORCH_CHECK(Backend::kSequences || !sequences, "rnnext: the kernels on ", x.device(),
-                " give no sequences of states yet");
-    TORCH_CHECK(Backend::kGivenNoise || !given_noise_.defined(), "rnnext: the kernels on ", x.device(),
-                " take no noise in place of a seed yet");
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
     if (batch_sizes) {
