@@ -107,7 +107,7 @@ def rnn(
         dtype if dtype in _HALF else None,
         checkpoint_every,
     )
-    if isinstance(cell, str) and _has_kernel(cell, x.device.type, x.dtype):
+    if isinstance(cell, str) and has_kernel(cell, x.device.type, x.dtype):
         run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
         cell = cell + STATES if sequences else cell
         results = run(cell, x, h0, weights, *options)
@@ -180,7 +180,7 @@ def _rounded_dtype(*inputs: Tensor) -> torch.dtype | None:
     return dtype if dtype in _HALF and all(t.dtype == dtype for t in inputs) else None
 
 
-def _has_kernel(cell: str, device: str, dtype: torch.dtype) -> bool:
+def has_kernel(cell: str, device: str, dtype: torch.dtype) -> bool:
     """Whether a kernel runs a cell; if not, after one warning."""
     if dtype in _KERNELS and device in ("cpu", "meta"):
         return True

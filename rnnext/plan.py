@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rnnext import _load, ops
+from rnnext import ops
 from rnnext.module_base import Layer
 from rnnext.packing import Lengths, as_tensor
 from rnnext.recurrent import Recurrent
@@ -64,8 +64,9 @@ def plan(
     weight = getattr(layer, layer._names()[0])
     rounded = ops._rounded_dtype(weight)
     dtype = weight.dtype if rounded is None else torch.float32
-    has_kernels = weight.is_cpu or (weight.is_cuda and _load.cuda_version() is not None)
-    if not has_kernels or dtype not in (torch.float32, torch.float64):
+    device = weight.device.type
+    known = device in ("cpu", "cuda") and dtype in (torch.float32, torch.float64)
+    if not (known and ops.has_kernel(name, device, dtype)):
         raise ValueError(
             f"the plan is that of the kernels, but they do not run {weight.dtype} on "
             f"{weight.device}: move the layer with .to('cpu', torch.float32)"

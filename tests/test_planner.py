@@ -232,11 +232,11 @@ WRONG: dict[str, tuple[Callable[[], str], type[Exception], str]] = {
     ),
     "device": (
         lambda: plan(rnnext.LSTM(3, 4, device="meta"), 1, 1),
-        *(ValueError, "CPU kernels, but the layer is torch.float32 on meta"),
+        *(ValueError, "the kernels, but they do not run torch.float32 on meta: move"),
     ),
     "dtype": (
         lambda: plan(rnnext.LSTM(3, 4).to(torch.complex64), 1, 1),
-        *(ValueError, "CPU kernels, but the layer is torch.complex64"),
+        *(ValueError, "the kernels, but they do not run torch.complex64 on cpu"),
     ),
 }
 

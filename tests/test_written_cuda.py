@@ -138,7 +138,7 @@ class TestCache:
         assert {re.search(r"CELL_TYPE=(\w+)", call)[1] for call in calls[:2]} == {"float", "double"}  # type: ignore[index]
         assert "-shared -cudart=shared" in calls[2]
         assert cuda.load(name)
-        assert ops._has_kernel(name, "cuda", torch.float32)
+        assert ops.has_kernel(name, "cuda", torch.float32)
         cuda._LOADED.clear()
         forget()
         assert cuda.load(name)
@@ -190,12 +190,12 @@ class TestCache:
     ) -> None:
         compiler.write(then='echo "no luck today" >&2; exit 1')
         with pytest.raises(RuntimeError, match="compiling the cell failed") as caught:
-            ops._has_kernel(name, "cuda", torch.float32)
+            ops.has_kernel(name, "cuda", torch.float32)
         assert "no luck today" in str(caught.value)
         assert (cache / f"{name}.cuda.failed" / "cell.cu").exists()
         assert not loaded
         compiler.write()
-        assert ops._has_kernel(name, "cuda", torch.float32)
+        assert ops.has_kernel(name, "cuda", torch.float32)
         assert len(loaded) == 1
 
     def test_a_cell_that_is_not_in_the_cache(
@@ -246,11 +246,11 @@ class TestWithout:
         if lack == "gpu":
             gpus[:] = [(7, 5)]
         with pytest.warns(UserWarning, match=words) as caught:
-            assert not ops._has_kernel(name, "cuda", torch.float32)
-        assert not ops._has_kernel(name, "cuda", torch.float64)
+            assert not ops.has_kernel(name, "cuda", torch.float32)
+        assert not ops.has_kernel(name, "cuda", torch.float64)
         assert not torch.ops.rnnext.build_cuda_cell(name)
         assert len(caught) == 1
-        assert ops._has_kernel("LSTM", "cuda", torch.float32)
+        assert ops.has_kernel("LSTM", "cuda", torch.float32)
         assert not loaded
 
     def test_without_nvcc_what_another_process_compiled_will_do(
