@@ -1,38 +1,12 @@
 #include "cpu/registry.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <dlfcn.h>
-
-#include <map>
-#include <mutex>
-#include <shared_mutex>
-#include <stdexcept>
 
 #include "cpu/kernels.h"
 #include "cpu/written.h"
+#include "engine/loaded.h"
 
 namespace rnnext {
-namespace {
-
-// Cells that were loaded; never removed.
-struct Loaded {
-  std::shared_mutex mutex;
-  std::map<std::string, const WrittenCell*, std::less<>> cells;
-};
-
-Loaded& loaded() {
-  static Loaded& instance = *new Loaded;  // outlives every thread
-  return instance;
-}
-
-const WrittenCell* find_loaded(std::string_view name) {
-  Loaded& all = loaded();
-  const std::shared_lock lock(all.mutex);
-  const auto found = all.cells.find(name);
-  return found == all.cells.end() ? nullptr : found->second;
-}
-
-}  // namespace
 
 template <class T>
 const Cell<T>* find_cell(std::string_view name) {
@@ -40,7 +14,7 @@ const Cell<T>* find_cell(std::string_view name) {
   for (int i = 0; i < table.cell_count; ++i) {
     if (name == table.cells[i].shape.name) return &table.cells[i];
   }
-  const WrittenCell* written = find_loaded(name);
+  const WrittenCell* written = LoadedCells<WrittenCell>::all().find(name);
   if (!written) return nullptr;
   if constexpr (std::is_same_v<T, float>) {
     return written->f32;
@@ -67,18 +41,12 @@ const CellShape& cell_named(std::string_view name) {
 }
 
 std::string load_cell(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library) throw std::runtime_error(std::string("rnnext: a compiled cell does not load: ") + dlerror());
-  const auto* cell = static_cast<const WrittenCell*>(dlsym(library, "rnnext_cell"));
+  const WrittenCell* cell = LoadedCells<WrittenCell>::open(path, "rnnext_cell");
   if (!cell || cell->version != kCellVersion || instruction_set().name != std::string_view(cell->instruction_set)) {
     throw std::runtime_error("rnnext: " + path + " holds no cell for this version of rnnext and the instruction set " +
                              instruction_set().name);
   }
-  const std::string name = cell->f32->shape.name;
-  Loaded& all = loaded();
-  const std::unique_lock lock(all.mutex);
-  all.cells.emplace(name, cell);
-  return name;
+  return LoadedCells<WrittenCell>::all().add(cell);
 }
 
 }  // namespace rnnext

@@ -1,4 +1,3 @@
-#include <deque>
 #include <optional>
 
 #include "cuda/memory.h"
@@ -7,6 +6,7 @@
 #include "cuda/registry.h"
 #include "cuda/scan.h"
 #include "cuda/weight_gradients.h"
+#include "cuda/weight_operands.h"
 #include "engine/scan.h"
 #include "engine/step.h"
 
@@ -23,14 +23,6 @@ class Backward : BackwardBuffers<T> {
         weight_gradients_(p_, arena_, stream_) {
     this->each(shape_, p_.steps, [&](T** buffer, int64_t count) { arena_.add(buffer, count); });
     const int64_t rows = p_.steps.most_rows_in_a_block(), N = p_.steps.N;
-    for (int s = 0; s < cell_.streams; ++s) {
-      w_ih_.emplace_back(arena_, p_.operands, shape_.gate_columns(), shape_.C);
-      w_hh_.emplace_back(arena_, p_.operands, shape_.recurrent_columns(), shape_.head_width());
-      for (int m = 0; m < cell_.matrices; ++m) {
-        const Product& product = product_with(cell_, m);
-        own_.emplace_back(arena_, p_.operands, shape_.width(product.to), shape_.width(product.from));
-      }
-    }
     da_x_.emplace(arena_, p_.operands, rows, shape_.gate_columns());
     int64_t widest = cell_.slots() * shape_.H();
     for (int k = 0; k < cell_.products; ++k) widest = std::max(widest, shape_.width(cell_.product[k].to));
@@ -44,18 +36,7 @@ class Backward : BackwardBuffers<T> {
 
   void begin() {
     clear(this->zeros, this->widest * sizeof(T), stream_);
-    for (int s = 0; s < cell_.streams; ++s) {
-      const Weights<const T>& w = p_.w[s];
-      if (p_.dx[0]) ih_.push_back(w_ih_[s].of({w.w_ih, shape_.C}, shape_.gate_columns(), stream_));
-      if (cell_.recurrent_gates() && !persists()) {
-        hh_.push_back(w_hh_[s].of({w.w_hh, shape_.head_width()}, shape_.recurrent_columns(), stream_));
-      }
-      for (int m = 0; m < cell_.matrices; ++m) {
-        const Product& product = product_with(cell_, m);
-        const int64_t from = shape_.width(product.from);
-        matrices_.push_back(own_[s * cell_.matrices + m].of({w.matrix[m], from}, shape_.width(product.to), stream_));
-      }
-    }
+    weights_.prepare(p_.w, bool(p_.dx[0]), !persists(), stream_);
     expect_noise(p_, this->noise, stream_);
     weight_gradients_.begin();
     if (persistent_) persistent_->begin(stream_);
@@ -79,7 +60,7 @@ class Backward : BackwardBuffers<T> {
     for (int source = 0; source < cell_.streams; ++source) {
       const Matrix da = da_x_->of(gradients_from(source, 0), rows.size(), stream_);
       for (int target = 0; target <= source; ++target) {
-        gemm<T>(da_x_->type(), rows.size(), shape_.C, shape_.gate_columns(), da, ih_[source - target],
+        gemm<T>(da_x_->type(), rows.size(), shape_.C, shape_.gate_columns(), da, weights_.ih(source - target),
                 p_.dx[target].from(rows.begin), p_.accumulate_dx || source != target);
       }
     }
@@ -141,8 +122,8 @@ class Backward : BackwardBuffers<T> {
                                  ? dstate(target * cell_.states.count + product.state)
                                  : Rows<T>{this->operands + this->operand_layout.offset[target * cell_.products + k],
                                            this->operand_layout.columns};
-        gemm<T>(da_h_->type(), alive, from, to, gradient,
-                matrices_[(source - target) * cell_.matrices + product.matrix], into, of_state || source != target);
+        gemm<T>(da_h_->type(), alive, from, to, gradient, weights_.own(source - target, product.matrix), into,
+                of_state || source != target);
       }
     }
   }
@@ -155,16 +136,17 @@ class Backward : BackwardBuffers<T> {
       const Matrix all = da_h_->of(gradients_from(source, 0).from(row), alive, cell_.slots() * H, stream_);
       for (int target = 0; target <= source; ++target) {
         const Rows<T> dh = dstate(target * cell_.states.count);
-        const Matrix w = hh_[source - target];
+        const int w = source - target;
         const auto add = [&](int gate, int gates, int slot) {
           if (heads == 1) {
-            gemm<T>(da_h_->type(), alive, width, gates * H, da_h_->at(all, 0, slot * H), w_hh_[0].at(w, gate * H, 0),
-                    dh, true);
+            gemm<T>(da_h_->type(), alive, width, gates * H, da_h_->at(all, 0, slot * H), weights_.hh(w, gate * H), dh,
+                    true);
             return;
           }
           for (int g = 0; g < gates; ++g) {
-            gemm<T>(da_h_->type(), alive, width, block, da_h_->at(all, 0, (slot + g) * H),
-                    w_hh_[0].at(w, (gate + g) * H, 0), dh, true, {heads, block, block * w.stride, width});
+            const Matrix rows = weights_.hh(w, (gate + g) * H);
+            gemm<T>(da_h_->type(), alive, width, block, da_h_->at(all, 0, (slot + g) * H), rows, dh, true,
+                    {heads, block, block * rows.stride, width});
           }
         };
         if (cell_.summed) add(0, cell_.summed, 0);
@@ -186,9 +168,8 @@ class Backward : BackwardBuffers<T> {
   const Stream stream_ = current_stream();
   Arena arena_;
   WeightGradients<T> weight_gradients_;
-  std::deque<Operand<T>> w_ih_, w_hh_, own_;  // which do not move
+  WeightOperands<T> weights_{arena_, shape_, p_.operands};
   std::optional<Operand<T>> da_x_, da_h_;
-  std::vector<Matrix> ih_, hh_, matrices_;
   std::optional<PersistentRun> persistent_;  // of float32
   const T* params_[kMaxParams];
   int64_t first_row_ = 0;

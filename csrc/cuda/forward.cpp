@@ -6,6 +6,7 @@
 #include "cuda/persistent_run.h"
 #include "cuda/registry.h"
 #include "cuda/scan.h"
+#include "cuda/weight_operands.h"
 #include "engine/scan.h"
 #include "engine/step.h"
 
@@ -21,15 +22,7 @@ class Forward : ForwardBuffers<T> {
       : ForwardBuffers<T>(params.shape), p_(params), functions_(cell_named<T>(cell_.name)) {
     this->each(shape_, p_.steps, [&](T** buffer, int64_t count) { arena_.add(buffer, count); });
     const int64_t rows = p_.steps.most_rows_in_a_block();
-    for (int s = 0; s < cell_.streams; ++s) {
-      x_.emplace_back(arena_, p_.operands, rows, shape_.C);
-      w_ih_.emplace_back(arena_, p_.operands, shape_.gate_columns(), shape_.C);
-      w_hh_.emplace_back(arena_, p_.operands, shape_.recurrent_columns(), shape_.head_width());
-      for (int m = 0; m < cell_.matrices; ++m) {
-        const Product& product = product_with(cell_, m);
-        own_.emplace_back(arena_, p_.operands, shape_.width(product.to), shape_.width(product.from));
-      }
-    }
+    for (int s = 0; s < cell_.streams; ++s) x_.emplace_back(arena_, p_.operands, rows, shape_.C);
     h_.emplace(arena_, p_.operands, p_.steps.N, shape_.state_width(0));
     for (int k = 0; k < cell_.products; ++k) {
       operand_.emplace_back(arena_, p_.operands, p_.steps.N, shape_.width(cell_.product[k].from));
@@ -43,18 +36,9 @@ class Forward : ForwardBuffers<T> {
 
   void begin() {
     for (int s = 0; s < cell_.streams; ++s) {
-      const Weights<const T>& w = p_.w[s];
-      combine_biases(shape_, w.b_ih, w.b_hh, this->bias[s], stream_);
-      ih_.push_back(w_ih_[s].of({w.w_ih, shape_.C}, shape_.gate_columns(), stream_));
-      if (cell_.recurrent_gates() && !persists()) {
-        hh_.push_back(w_hh_[s].of({w.w_hh, shape_.head_width()}, shape_.recurrent_columns(), stream_));
-      }
-      for (int m = 0; m < cell_.matrices; ++m) {
-        const Product& product = product_with(cell_, m);
-        const int64_t from = shape_.width(product.from);
-        matrices_.push_back(own_[s * cell_.matrices + m].of({w.matrix[m], from}, shape_.width(product.to), stream_));
-      }
+      combine_biases(shape_, p_.w[s].b_ih, p_.w[s].b_hh, this->bias[s], stream_);
     }
+    weights_.prepare(p_.w, true, !persists(), stream_);
     for (int k = 0; k < cell_.all_states(); ++k) {
       const int64_t count = p_.steps.N * shape_.state_width(k);
       p_.h0[k] ? copy(p_.state[k], p_.h0[k], count * sizeof(T), stream_)
@@ -71,8 +55,9 @@ class Forward : ForwardBuffers<T> {
     for (int source = cell_.streams - 1; source >= 0; --source) {
       const Matrix x = x_[source].of(p_.x[source].from(rows.begin), rows.size(), stream_);
       for (int target = source; target < cell_.streams; ++target) {
-        gemm<T>(x_[source].type(), rows.size(), shape_.gate_columns(), shape_.C, x, transposed(ih_[target - source]),
-                {this->x_part[target], shape_.gate_columns()}, source != target);
+        gemm<T>(x_[source].type(), rows.size(), shape_.gate_columns(), shape_.C, x,
+                transposed(weights_.ih(target - source)), {this->x_part[target], shape_.gate_columns()},
+                source != target);
       }
     }
     draw_noise(p_, block, this->noise, stream_);
@@ -127,14 +112,15 @@ class Forward : ForwardBuffers<T> {
       for (int target = source; target < cell_.streams; ++target) {
         const bool accumulate = source != target;
         const Rows<T> r{this->r_part[target], shape_.recurrent_columns()};
-        const Matrix w = hh_[target - source];
         if (heads == 1) {
-          gemm<T>(h_->type(), alive, shape_.recurrent_columns(), width, h, transposed(w), r, accumulate);
+          gemm<T>(h_->type(), alive, shape_.recurrent_columns(), width, h, transposed(weights_.hh(target - source)), r,
+                  accumulate);
           continue;
         }
         for (int g = 0; g < cell_.recurrent_gates(); ++g) {
-          gemm<T>(h_->type(), alive, block, width, h, transposed(w_hh_[0].at(w, g * H, 0)), r.from(0, g * H),
-                  accumulate, {heads, width, block * w.stride, block});
+          const Matrix w = weights_.hh(target - source, g * H);
+          gemm<T>(h_->type(), alive, block, width, h, transposed(w), r.from(0, g * H), accumulate,
+                  {heads, width, block * w.stride, block});
         }
       }
     }
@@ -151,8 +137,7 @@ class Forward : ForwardBuffers<T> {
       const Matrix operand = operand_[k].of(rows, alive, stream_);
       for (int target = source; target < cell_.streams; ++target) {
         const int64_t column = this->product_layout.offset[target * cell_.products + k];
-        gemm<T>(operand_[k].type(), alive, to, from, operand,
-                transposed(matrices_[(target - source) * cell_.matrices + product.matrix]),
+        gemm<T>(operand_[k].type(), alive, to, from, operand, transposed(weights_.own(target - source, product.matrix)),
                 {this->product_values + column, this->product_layout.columns}, source != target);
       }
     }
@@ -166,9 +151,9 @@ class Forward : ForwardBuffers<T> {
   const Cell<T>& functions_;
   const Stream stream_ = current_stream();
   Arena arena_;
-  std::deque<Operand<T>> x_, w_ih_, w_hh_, own_, operand_;  // which do not move
+  WeightOperands<T> weights_{arena_, shape_, p_.operands};
+  std::deque<Operand<T>> x_, operand_;  // which do not move
   std::optional<Operand<T>> h_;
-  std::vector<Matrix> ih_, hh_, matrices_;
   std::optional<PersistentRun> persistent_;  // of float32
   const T* params_[kMaxParams];
   int64_t first_row_ = 0;

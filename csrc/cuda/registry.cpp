@@ -1,15 +1,10 @@
 #include "cuda/registry.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <dlfcn.h>
-
-#include <map>
-#include <mutex>
-#include <shared_mutex>
-#include <stdexcept>
 
 #include "cuda/built_in.h"
 #include "cuda/written.h"
+#include "engine/loaded.h"
 
 namespace rnnext::cuda {
 namespace {
@@ -22,24 +17,6 @@ const auto& built_in_cells() {
   return cells;
 }
 
-// Cells that were loaded; never removed.
-struct Loaded {
-  std::shared_mutex mutex;
-  std::map<std::string, const WrittenCell*, std::less<>> cells;
-};
-
-Loaded& loaded() {
-  static Loaded& instance = *new Loaded;  // outlives every thread
-  return instance;
-}
-
-const WrittenCell* find_loaded(std::string_view name) {
-  Loaded& all = loaded();
-  const std::shared_lock lock(all.mutex);
-  const auto found = all.cells.find(name);
-  return found == all.cells.end() ? nullptr : found->second;
-}
-
 }  // namespace
 
 template <class T>
@@ -47,7 +24,7 @@ const Cell<T>* find_cell(std::string_view name) {
   for (const Cell<T>* cell : built_in_cells<T>()) {
     if (name == cell->shape.name) return cell;
   }
-  const WrittenCell* written = find_loaded(name);
+  const WrittenCell* written = LoadedCells<WrittenCell>::all().find(name);
   if (!written) return nullptr;
   if constexpr (std::is_same_v<T, float>) {
     return written->f32;
@@ -76,17 +53,11 @@ template const Cell<float>& cell_named<float>(std::string_view);
 template const Cell<double>& cell_named<double>(std::string_view);
 
 std::string load_cell(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library) throw std::runtime_error(std::string("rnnext: a compiled cell does not load: ") + dlerror());
-  const auto* cell = static_cast<const WrittenCell*>(dlsym(library, "rnnext_cuda_cell"));
+  const WrittenCell* cell = LoadedCells<WrittenCell>::open(path, "rnnext_cuda_cell");
   if (!cell || cell->version != kCellVersion) {
     throw std::runtime_error("rnnext: " + path + " holds no CUDA cell for this version of rnnext");
   }
-  const std::string name = cell->f32->shape.name;
-  Loaded& all = loaded();
-  const std::unique_lock lock(all.mutex);
-  all.cells.emplace(name, cell);
-  return name;
+  return LoadedCells<WrittenCell>::all().add(cell);
 }
 
 }  // namespace rnnext::cuda
