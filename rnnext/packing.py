@@ -110,14 +110,16 @@ def cutting(
 
 @dataclass(frozen=True)
 class Sorted:
-    """States of sequences, and of the same sorted by length: the order and its inverse, [N]."""
+    """States of sequences, and of the same sorted by length: the order and its inverse, [N]; None:
+    as they are.
+    """
 
-    of: Tensor
+    of: Tensor | None
     inverse: Tensor | None
 
     def initial(self, states: Tensor) -> Tensor:
         """[L*D, N, width], as the caller has them -> sorted."""
-        return states.index_select(1, self.of)
+        return states if self.of is None else states.index_select(1, self.of)
 
     def final(self, states: Tensor) -> Tensor:
         """Sorted -> as the caller has them."""

@@ -80,10 +80,10 @@ class Stack:
                 raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
             n = _batch_size(batch_sizes, hx, order)
             _check_rows(x, batch_sizes, n)
-            arranged = None if order is None else Sorted(order, inverse)
+            arranged = None if order is None and inverse is None else Sorted(order, inverse)
             given = self._given(masks, x.shape[:1], [int(batch_sizes[0])] if masks else [])
-            if given is not None and arranged is not None:
-                given = given.packed(None, arranged.of)
+            if given is not None and order is not None:
+                given = given.packed(None, order)
             rows, states = self._scan(x, hx, n, batch_sizes, arranged, given, return_states)
             packed = [PackedSequence(part, batch_sizes, order, inverse) for part in rows]
             return packed[0], states, tuple(packed[1:])
@@ -133,8 +133,8 @@ class Stack:
             batch_sizes, *places = torch.ops.rnnext.cutting(reset, ends, n, steps, batch_first)
             fresh = reset[:, 0] if batch_first else reset[0]
             places = [p.to(input.device) for p in (*places, fresh)]
-            rows, back, first, last, of, anew = places
-            arranged = Cut(first, last, of, anew, self.bidirectional)
+            rows, back, first, last, order, anew = places
+            arranged = Cut(first, last, order, anew, self.bidirectional)
         elif lengths is not None:
             batch_sizes, *places = torch.ops.rnnext.packing(
                 as_tensor(lengths), n, steps, batch_first
@@ -147,7 +147,7 @@ class Stack:
             parts, states = self._scan(x, hx, n, given=given, return_states=return_states)
             return [y.transpose(0, 1) for y in parts] if batch_first else parts, states
         x = _moved(input.flatten(0, 1), back)
-        given = None if given is None else given.packed(rows, arranged.of)
+        given = None if given is None else given.packed(rows, order)
         parts, states = self._scan(x, hx, n, batch_sizes, arranged, given, return_states)
         return [_moved(y, rows).view(*input.shape[:2], y.size(1)) for y in parts], states
 
@@ -184,8 +184,8 @@ class Stack:
         them the op's are. n is N, or None where only the op can tell. Returns y, with the sequences
         of the other states if wanted, and the final states.
         """
-        seed, draws = None, self.training and self._draws()
-        if draws or (self.training and self._weight_dropout):
+        seed, draws = None, self._draws() and self.training
+        if draws or (self._weight_dropout and self.training):
             seed = torch.randint(2**63 - 1, (1,), device="cpu")
         weights = self._weights(given, seed)
         x = fitting_weight(weights[0], x, ValueError)
@@ -215,7 +215,7 @@ class Stack:
             seed=seed,
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=self.dropout if draws else 0.0,
             checkpoint_every=self.checkpoint_every or 0,
             sequences=return_states,
         )
