@@ -35,8 +35,10 @@ def plan(
     the processor multiplies it); and the steps in a time block, whose input is projected at once.
 
     On CUDA: whether the steps of a block run **in one launch**, the weights staying on the chip,
-    and in how many slices of units and groups of sequences, or **step by step**, and why.
-    RNNEXT_CUDA_PATH=steps or persistent forces one of the two.
+    and in how many slices of units and groups of sequences, or **step by step**, and why; and how
+    many cycles of the chip's clock a step is expected to take, by which the planner chose.
+    RNNEXT_CUDA_PATH=steps, grid (one launch, slices from all over the chip that exchange through
+    memory), cluster (that exchange by shared memory) or persistent (one of these two) forces one.
 
     Args:
         layer: a layer of rnnext, with its parameters on the CPU or a CUDA device.

@@ -85,6 +85,12 @@ def stages(out: Path, device: str, tests: Sequence[str]) -> list[Stage]:
         command += [*small, "--out", str(out / "layers.json")]
         return command + (["--shapes", "3,2,8", "--seconds", "0.02"] if small else [])
 
+    def ways(seconds: float) -> list[str]:
+        minutes = f"{max(seconds - 10, 1) / 60:.2f}"
+        command = [python, str(GPU / "paths.py"), "--minutes", minutes]
+        command += [*small, "--out", str(out / "paths.json")]
+        return command + (["--shapes", "3,2,8", "--seconds", "0.02"] if small else [])
+
     def sanitize(tool: str) -> Stage:
         found = shutil.which(SANITIZER) or f"/usr/local/cuda/bin/{SANITIZER}"
         under = [found, "--tool", tool, "--error-exitcode", "9"] if device == "cuda" else []
@@ -106,6 +112,7 @@ def stages(out: Path, device: str, tests: Sequence[str]) -> list[Stage]:
         Stage("cells", lambda s: [python, str(GPU / "compile_cells.py"), *small], 100, 15),
         Stage("tests", lambda seconds: pytest, 240, 60, {"RNNEXT_TEST_DEVICE": device}),
         Stage("benchmark", benchmark, 200, 60),
+        Stage("paths", ways, 60, 20),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "synccheck")),
         Stage("assumptions", lambda seconds: assumptions, 75, 25),
     ]

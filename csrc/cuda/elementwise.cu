@@ -1,5 +1,6 @@
 #include "cuda/elementwise.h"
 
+#include "cuda/launch.h"
 #include "cuda/random.cuh"
 
 namespace rnnext::gpu {
@@ -182,8 +183,8 @@ void column_sums(int64_t samples, int64_t rows, int64_t columns, Rows<const T> s
   constexpr int64_t most = 65535;  // of a grid's second dimension
   for (int64_t i = 0; i < samples; i += most) {
     const int64_t n = std::min(most, samples - i);
-    launch(&gpu::column_sums<T>, dim3(blocks, static_cast<unsigned>(n)), threads, int{sizeof(T)} * threads, false,
-           stream, samples, rows - i, columns, src.from(i), sums.from(i), accumulate);
+    launch(&gpu::column_sums<T>, {dim3(blocks, static_cast<unsigned>(n)), threads, int{sizeof(T)} * threads}, stream,
+           samples, rows - i, columns, src.from(i), sums.from(i), accumulate);
   }
 }
 

@@ -50,7 +50,8 @@ std::string plan(std::string_view name, const Tensor& x, int64_t T, int64_t N, i
   const Precision precision = precision_of(check_operand_dtype(operand_dtype));
   const auto line = [&](bool forward) {
     const Route route = find_route(scan.shape, scan.steps, is_float ? cell.persistent : nullptr, forward, precision);
-    const std::string steps = "; time blocks of " + std::to_string(scan.steps.block) + " steps";
+    const std::string steps = "; time blocks of " + std::to_string(scan.steps.block) + " steps; " +
+                              std::to_string(static_cast<int64_t>(route.cycles)) + " cycles a step expected";
     if (!route.tiling) return std::string("step by step (") + route.why_not + ")" + steps;
     return "in one launch, " + to_string(*route.tiling) + ", products in " + to_string(precision) + steps;
   };

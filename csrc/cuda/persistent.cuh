@@ -1,10 +1,8 @@
 // A scan in one launch. The recurrent weights stay in shared memory, the states of a slice of units too; what other slices
-// need of a step goes through memory (the exchange), and flags say that it is there. For cells of one stage whose only
-// product is the recurrent one.
+// need of a step is exchanged (exchange.cuh). For cells of one stage whose only product is the recurrent one.
 //
-// Two buffers take turns in the exchange. A block writes step i + 1 over step i - 1 only after it has seen from all others
-// that they have written step i, and each did that after all its threads had read step i - 1. All blocks of the grid run at
-// the same time (a cooperative launch), so that waiting for each other ends.
+// Blocks that wait for each other run at the same time: all of the grid (a cooperative launch) or those of a cluster. So
+// every wait ends.
 #pragma once
 
 #include "cuda/scalar.h"
@@ -30,8 +28,8 @@ class SliceForward : public ForwardUnits<float, C, 0, Keep> {
 };
 
 // The stage of a step at the places of this thread.
-template <class C, bool Keep, class O>
-RNNEXT_INLINE void forward_places(const Slice<O>& slice, const StepForward<float>& step, int places, int buffer) {
+template <class C, bool Keep, class Slice>
+RNNEXT_INLINE void forward_places(const Slice& slice, const StepForward<float>& step, int places, int buffer) {
   using Units = SliceForward<C, Keep>;
   for (auto at = slice.first_place(); at.i < places; at = slice.after(at)) {
     typename Units::RowTotals none;
@@ -42,28 +40,27 @@ RNNEXT_INLINE void forward_places(const Slice<O>& slice, const StepForward<float
     }
     C::template forward<0>(unit);
     unit.finish();
-    slice.publish(buffer, at.unit, at.n, step.state[0][at.n][at.unit]);
+    slice.publish(buffer, 0, at.unit, at.n, step.state[0][at.n][at.unit]);
   }
 }
 
-template <class C, class O>
-__global__ void __launch_bounds__(kPersistentThreads, 1)
-    forward_scan(const __grid_constant__ ForwardArguments<float, C> a, const __grid_constant__ cuda::PersistentScan p) {
+template <class C, class O, class X>
+RNNEXT_INLINE void scan_forward_slice(const ForwardArguments<float, C>& a, const cuda::PersistentScan& p) {
   constexpr int gates = C::shape.recurrent_gates(), states = C::shape.states.count;
   const StepForward<float> base = a.on_device();
-  const Slice<O> slice(p);
+  const Slice<O, X> slice(p);
   const int64_t H = p.H;
-  slice.load_weights(gates * slice.units, static_cast<int>(H), [&](int row, int k) {
-    return p.w_hh[(row / slice.units * H + slice.unit + row % slice.units) * H + k];
+  slice.load_weights(gates * slice.units, [&](int row, int, int64_t from) {
+    return p.w_hh[(row / slice.units * H + slice.unit + row % slice.units) * H + from];
   });
   StepForward<float> step = base;
   for (int k = 0; k < states; ++k) step.state[k] = slice.state(k);
   for (auto at = slice.first_place(); at.i < slice.places(slice.sequences); at = slice.after(at)) {
     for (int k = 0; k < states; ++k) step.state[k][at.n][at.unit] = base.state[k][slice.first + at.n][at.unit];
     // In both buffers, for sequences that begin later.
-    for (int buffer = 0; buffer < 2; ++buffer) slice.publish(buffer, at.unit, at.n, step.state[0][at.n][at.unit]);
+    for (int buffer = 0; buffer < 2; ++buffer) slice.publish(buffer, 0, at.unit, at.n, step.state[0][at.n][at.unit]);
   }
-  slice.post(1);
+  slice.exchange.post(1);
   const int count = static_cast<int>(p.run.end - p.run.begin);
   for (int i = 0; i < count; ++i) {
     const int64_t t = p.reverse ? p.run.end - 1 - i : p.run.begin + i;
@@ -76,14 +73,14 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     for (auto at = slice.first_place(); at.i < places; at = slice.after(at)) {
       for (int g = 0; g < shape_of<C>.gates(); ++g) prefetch(step.x[0][at.n] + g * H + at.unit);
     }
-    slice.await(i + 1);
+    slice.exchange.await(i + 1);
     slice.multiply(i % 2);
     if (base.record.rows) {
       forward_places<C, true>(slice, step, places, (i + 1) % 2);
     } else {
       forward_places<C, false>(slice, step, places, (i + 1) % 2);
     }
-    slice.post(i + 2);
+    if (i + 1 < count) slice.exchange.post(i + 2);
   }
   for (auto at = slice.first_place(); at.i < slice.places(slice.sequences); at = slice.after(at)) {
     for (int k = 0; k < states; ++k) base.state[k][slice.first + at.n][at.unit] = step.state[k][at.n][at.unit];
@@ -91,7 +88,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
 }
 
 // One unit of one row whose gradients of recurrent parts go to the other slices, too.
-template <class C, class O>
+template <class C, class Slice>
 class SliceBackward : public BackwardUnits<float, C, 0> {
   using Base = BackwardUnits<float, C, 0>;
 
@@ -99,7 +96,7 @@ class SliceBackward : public BackwardUnits<float, C, 0> {
   using V = Vec<float>;
 
   RNNEXT_INLINE SliceBackward(const StepBackward<float>& step, int64_t row, int64_t unit,
-                              typename Base::RowTotals& totals, const Slice<O>& slice, int buffer)
+                              typename Base::RowTotals& totals, const Slice& slice, int buffer)
       : Base(step, row, unit, 1, totals), slice_(slice), buffer_(buffer) {}
 
   RNNEXT_INLINE void da(int g, V v) {
@@ -113,24 +110,23 @@ class SliceBackward : public BackwardUnits<float, C, 0> {
 
  private:
   RNNEXT_INLINE void publish(int g, V v) const {
-    slice_.publish(buffer_, static_cast<int>(g * slice_.p.H + this->unit), static_cast<int>(this->row), v.v);
+    slice_.publish(buffer_, g, this->unit, static_cast<int>(this->row), v.v);
   }
 
-  const Slice<O>& slice_;
+  const Slice& slice_;
   const int buffer_;
 };
 
-template <class C, class O>
-__global__ void __launch_bounds__(kPersistentThreads, 1)
-    backward_scan(const __grid_constant__ BackwardArguments<float, C> a, const __grid_constant__ cuda::PersistentScan p,
-                  const __grid_constant__ cuda::InitialStates initial) {
-  using Units = SliceBackward<C, O>;
-  constexpr int gates = C::shape.recurrent_gates(), states = C::shape.states.count, saved = C::shape.saved.count;
+template <class C, class O, class X>
+RNNEXT_INLINE void scan_backward_slice(const BackwardArguments<float, C>& a, const cuda::PersistentScan& p,
+                                       const cuda::InitialStates& initial) {
+  using Units = SliceBackward<C, Slice<O, X>>;
+  constexpr int states = C::shape.states.count, saved = C::shape.saved.count;
   const StepBackward<float> base = a.on_device();
-  const Slice<O> slice(p);
+  const Slice<O, X> slice(p);
   const int64_t H = p.H;
-  slice.load_weights(slice.units, static_cast<int>(gates * H),
-                     [&](int row, int k) { return p.w_hh[k * H + slice.unit + row]; });
+  slice.load_weights(slice.units,
+                     [&](int row, int gate, int64_t from) { return p.w_hh[(gate * H + from) * H + slice.unit + row]; });
   StepBackward<float> step = base;
   for (int k = 0; k < states; ++k) step.dstate[k] = slice.state(k);
   for (auto at = slice.first_place(); at.i < slice.places(slice.sequences); at = slice.after(at)) {
@@ -155,7 +151,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
       }
     }
     if (i > 0) {
-      slice.await(i);
+      slice.exchange.await(i);
       slice.multiply((i - 1) % 2);
       for (auto at = slice.first_place(); at.i < places_before; at = slice.after(at)) {
         step.dstate[0][at.n][at.unit] += slice.sum(static_cast<int>(at.unit) - slice.unit, at.n);
@@ -164,7 +160,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     if (i == count) break;
     // Sequences that began before t find their last state among the outputs, the others at the initial state.
     const bool first = previous < initial.scanned.begin || previous >= initial.scanned.end;
-    const int continued = first ? 0 : Slice<O>::min(alive, slice.alive(previous));
+    const int continued = first ? 0 : slice.min(alive, slice.alive(previous));
     const int64_t last_row = first ? 0 : slice.first_row(previous) + slice.first;
     for (auto at = slice.first_place(); at.i < places; at = slice.after(at)) {
       for (int k = 0; k < states; ++k) {
@@ -177,12 +173,25 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
       C::template backward<0>(unit);
       unit.finish();
     }
-    slice.post(i + 1);
+    slice.exchange.post(i + 1);
     places_before = places;
   }
   for (auto at = slice.first_place(); at.i < slice.places(slice.sequences); at = slice.after(at)) {
     for (int k = 0; k < states; ++k) base.dstate[k][slice.first + at.n][at.unit] = step.dstate[k][at.n][at.unit];
   }
+}
+
+template <class C, class O, class X>
+__global__ void __launch_bounds__(kPersistentThreads, 1)
+    forward_scan(const __grid_constant__ ForwardArguments<float, C> a, const __grid_constant__ cuda::PersistentScan p) {
+  if constexpr (X::has_kernels) scan_forward_slice<C, O, X>(a, p);
+}
+
+template <class C, class O, class X>
+__global__ void __launch_bounds__(kPersistentThreads, 1)
+    backward_scan(const __grid_constant__ BackwardArguments<float, C> a, const __grid_constant__ cuda::PersistentScan p,
+                  const __grid_constant__ cuda::InitialStates initial) {
+  if constexpr (X::has_kernels) scan_backward_slice<C, O, X>(a, p, initial);
 }
 
 template <class C>
@@ -196,56 +205,58 @@ constexpr bool can_persist() {
   return can;
 }
 
-// Calls work(operand) with the operands' type.
+// Calls work(operand, exchange) with the types of a kernel.
 template <class Work>
-auto with_operand(Precision precision, Work work) {
+auto with_kernel(Precision precision, Exchange exchange, Work work) {
+  const auto with = [&](auto operand) {
+    return exchange == Exchange::kCluster ? work(operand, std::type_identity<ClusterExchange>{})
+                                          : work(operand, std::type_identity<GridExchange>{});
+  };
   switch (precision) {
     case Precision::kBFloat16:
-      return work(BFloat16Operand{});
+      return with(std::type_identity<BFloat16Operand>{});
     case Precision::kHalf:
-      return work(HalfOperand{});
+      return with(std::type_identity<HalfOperand>{});
     default:
-      return work(FloatOperand{});
+      return with(std::type_identity<FloatOperand>{});
   }
 }
 
 template <class C>
-int resident_blocks(bool forward, Precision precision, int shared) {
-  return with_operand(precision, [&](auto operand) {
-    using O = decltype(operand);
-    return forward ? cuda::resident_blocks(&forward_scan<C, O>, kPersistentThreads, shared)
-                   : cuda::resident_blocks(&backward_scan<C, O>, kPersistentThreads, shared);
-  });
+cuda::Grid grid_of(const Tiling& tiling) {
+  return {dim3(static_cast<unsigned>(tiling.slices), static_cast<unsigned>(tiling.groups)), kPersistentThreads,
+          static_cast<int>(tiling.shared_bytes(C::shape.states.count)),
+          tiling.exchange == Exchange::kCluster ? cuda::Together::kRows : cuda::Together::kAll};
 }
 
 template <class C>
-int shared_bytes(const Tiling& tiling) {
-  return static_cast<int>(tiling.shared_bytes(C::shape.states.count));
-}
-
-inline dim3 grid_of(const Tiling& tiling) {
-  return dim3(static_cast<unsigned>(tiling.slices), static_cast<unsigned>(tiling.groups));
+bool can_run(bool forward, Precision precision, const Tiling& tiling) {
+  return with_kernel(precision, tiling.exchange, [&]<class O, class X>(std::type_identity<O>, std::type_identity<X>) {
+    return forward ? cuda::can_run(&forward_scan<C, O, X>, grid_of<C>(tiling))
+                   : cuda::can_run(&backward_scan<C, O, X>, grid_of<C>(tiling));
+  });
 }
 
 template <class C>
 void scan_forward(const StepForward<float>& step, const cuda::PersistentScan& scan, cuda::Stream stream) {
-  with_operand(scan.precision, [&](auto operand) {
-    cuda::launch(&forward_scan<C, decltype(operand)>, grid_of(scan.tiling), kPersistentThreads,
-                 shared_bytes<C>(scan.tiling), true, stream, ForwardArguments<float, C>(step), scan);
-  });
+  with_kernel(
+      scan.precision, scan.tiling.exchange, [&]<class O, class X>(std::type_identity<O>, std::type_identity<X>) {
+        cuda::launch(&forward_scan<C, O, X>, grid_of<C>(scan.tiling), stream, ForwardArguments<float, C>(step), scan);
+      });
 }
 
 template <class C>
 void scan_backward(const StepBackward<float>& step, const cuda::PersistentScan& scan,
                    const cuda::InitialStates& initial, cuda::Stream stream) {
-  with_operand(scan.precision, [&](auto operand) {
-    cuda::launch(&backward_scan<C, decltype(operand)>, grid_of(scan.tiling), kPersistentThreads,
-                 shared_bytes<C>(scan.tiling), true, stream, BackwardArguments<float, C>(step), scan, initial);
-  });
+  with_kernel(scan.precision, scan.tiling.exchange,
+              [&]<class O, class X>(std::type_identity<O>, std::type_identity<X>) {
+                cuda::launch(&backward_scan<C, O, X>, grid_of<C>(scan.tiling), stream,
+                             BackwardArguments<float, C>(step), scan, initial);
+              });
 }
 
 template <class C>
-inline constexpr cuda::Persistent persistent_functions{&resident_blocks<C>, &scan_forward<C>, &scan_backward<C>};
+inline constexpr cuda::Persistent persistent_functions{&can_run<C>, &scan_forward<C>, &scan_backward<C>};
 
 // Of a cell that can; else null.
 template <class C>

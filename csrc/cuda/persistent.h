@@ -19,7 +19,8 @@ struct PersistentScan {
   int64_t first_row;  // of the block
   int64_t begin, sequences;
   int64_t H;
-  const float* w_hh;   // [recurrent gates * H, H]
+  const float* w_hh;  // [recurrent gates * H, H]
+  // Of an exchange through memory:
   uint32_t* exchange;  // [groups][2][exchange_words], zero
   unsigned* flags;     // [groups][slices], zero
 };
@@ -32,7 +33,7 @@ struct InitialStates {
 
 // The kernels of a cell.
 struct Persistent {
-  int (*resident_blocks)(bool forward, Precision precision, int shared);
+  bool (*can_run)(bool forward, Precision precision, const Tiling&);
   void (*forward)(const StepForward<float>&, const PersistentScan&, Stream);
   void (*backward)(const StepBackward<float>&, const PersistentScan&, const InitialStates&, Stream);
 };

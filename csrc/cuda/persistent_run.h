@@ -1,7 +1,12 @@
 // The host's part of a persistent scan: whether there is one, its memory, its launches.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
 #include <optional>
+#include <tuple>
 
 #include "cuda/cell.h"
 #include "cuda/memory.h"
@@ -19,41 +24,57 @@ inline Precision precision_of(Operands operands) {
 struct Route {
   std::optional<Tiling> tiling;
   const char* why_not = "";
+  double cycles = 0;  // that a step is expected to take
 };
+
+// Whether a cell's kernel can run so. CUDA takes some microseconds to tell, so each answer is kept.
+inline bool can_run(const Persistent& kernels, bool forward, Precision precision, const Tiling& t, int device) {
+  using Question = std::tuple<const Persistent*, bool, Precision, int, int, int, int, int, int>;
+  static std::mutex mutex;
+  static std::map<Question, bool>& answers = *new std::map<Question, bool>;
+  const Question question{&kernels, forward, precision, device, t.slices, t.groups, t.columns, t.units, t.row_warps};
+  const std::lock_guard lock(mutex);
+  const auto [answer, is_new] = answers.try_emplace(question, false);
+  if (is_new) answer->second = kernels.can_run(forward, precision, t);
+  return answer->second;
+}
 
 // `kernels`: of the cell, or null (of float64, there are none). Throws where RNNEXT_CUDA_PATH asks for what can't be.
 // `sequences`: the states after every step are wanted, or have gradients.
 inline Route find_route(const Shape& shape, const Steps& steps, const Persistent* kernels, bool forward,
                         Precision precision, bool sequences = false) {
   const Path path = chosen_path();
-  if (path == Path::kSteps) return {std::nullopt, "as RNNEXT_CUDA_PATH says"};
   const CellShape& cell = *shape.cell;
   const ScanSizes sizes{cell.recurrent_gates(), cell.states.count, shape.H(), steps.N,
                         static_cast<int64_t>(steps.scanned.size())};
+  const Chip here = chip();
+  const ChipLimits limits{here.multiprocessors, here.shared, here.cluster};
   Route route;
-  if (!kernels || shape.heads > 1) {
+  if (path == Path::kSteps) {
+    route.why_not = "as RNNEXT_CUDA_PATH says";
+  } else if (!kernels || shape.heads > 1) {
     route.why_not = "the cell has no other kernel";
   } else if (sequences) {
     route.why_not = "the states after every step are wanted";
   } else {
-    const Chip here = chip();
-    route.tiling = make_tiling(sizes, forward, precision, {here.multiprocessors, here.shared});
-    if (route.tiling) {
-      // Blocks that wait for each other must all be on the chip.
-      const int shared = static_cast<int>(route.tiling->shared_bytes(cell.states.count));
-      const int blocks = route.tiling->slices * route.tiling->groups;
-      if (kernels->resident_blocks(forward, precision, shared) < blocks) route.tiling.reset();
-    }
+    // Blocks that wait for each other must all be on the chip.
+    const auto tilings = make_tilings(path, sizes, forward, precision, limits);
+    const auto found = std::find_if(tilings.begin(), tilings.end(), [&](const Tiling& t) {
+      return can_run(*kernels, forward, precision, t, here.device);
+    });
+    if (found != tilings.end()) route.tiling = *found;
     if (!route.tiling) route.why_not = "the weights do not fit on the device";
   }
-  if (path == Path::kPersistent && !route.tiling) {
-    throw std::runtime_error(std::string("rnnext: RNNEXT_CUDA_PATH=persistent, but ") + cell.name +
-                             " can't be done so: " + route.why_not + "; unset it, or set it to auto");
+  if (path != Path::kAuto && path != Path::kSteps && !route.tiling) {
+    throw std::runtime_error(std::string("rnnext: RNNEXT_CUDA_PATH=") + std::getenv("RNNEXT_CUDA_PATH") + ", but " +
+                             cell.name + " can't be done so: " + route.why_not + "; unset it, or set it to auto");
   }
   if (path == Path::kAuto && route.tiling) {
-    route.why_not = why_not_persist(sizes, *route.tiling);
+    route.why_not = why_not_persist(*route.tiling, sizes, forward, precision, limits);
     if (*route.why_not) route.tiling.reset();
   }
+  route.cycles = route.tiling ? step_cycles(*route.tiling, sizes, precision, limits)
+                              : step_cycles(sizes, forward, precision, limits);
   return route;
 }
 
@@ -69,8 +90,10 @@ class PersistentRun {
         precision_(precision_of(p.operands)),
         tiling_(find_route(p.shape, p.steps, kernels, forward, precision_, sequences).tiling) {
     if (!tiling_) return;
-    arena.add(&exchange_, exchange_words());
-    arena.add(&flags_, tiling_->groups * tiling_->slices);
+    if (through_memory()) {
+      arena.add(&exchange_, exchange_words());
+      arena.add(&flags_, flags());
+    }
     if (steps_.offsets) arena.add(&offsets_, steps_.T + 1);
   }
 
@@ -85,8 +108,10 @@ class PersistentRun {
   void each(Range run, int64_t first_row, Stream stream, Launch launch) const {
     const int64_t most = int64_t{tiling_->groups} * tiling_->sequences();
     for (int64_t begin = 0; begin < steps_.N; begin += most) {
-      clear(exchange_, exchange_words() * sizeof(uint32_t), stream);
-      clear(flags_, tiling_->groups * tiling_->slices * sizeof(unsigned), stream);
+      if (through_memory()) {
+        clear(exchange_, exchange_words() * sizeof(uint32_t), stream);
+        clear(flags_, flags() * sizeof(unsigned), stream);
+      }
       launch(PersistentScan{*tiling_, precision_, steps_.N, offsets_, steps_.reverse, run, first_row, begin,
                             std::min(most, steps_.N - begin), H_, w_hh_, exchange_, flags_});
     }
@@ -101,6 +126,8 @@ class PersistentRun {
   }
 
  private:
+  bool through_memory() const { return tiling_->exchange == Exchange::kGrid; }
+  int64_t flags() const { return int64_t{tiling_->groups} * tiling_->slices; }
   int64_t exchange_words() const { return 2 * tiling_->groups * tiling_->exchange_words(); }
 
   const Persistent* const kernels_;

@@ -1,29 +1,45 @@
-// What a block of a persistent scan is: a slice of units and a group of sequences; how it multiplies its weights, and how it
-// exchanges values with the other slices.
+// What a block of a persistent scan is: a slice of units and a group of sequences; how it multiplies its weights with what the
+// slices exchange.
 #pragma once
 
 #include "cuda/scalar.h"
 
+#include "cuda/exchange.cuh"
 #include "cuda/persistent.h"
 
 namespace rnnext::gpu {
 
-// Tiles of products of each kind of operand; see multiply_tf32 in device.h.
+// Kinds of operands. Left and Right: what a lane multiplies by, of a tile of weights and of the exchange; see multiply_tf32 in
+// device.h for the tiles.
+template <int N>
+struct Registers {
+  uint32_t values[N];
+
+  Registers() = default;
+  RNNEXT_INLINE explicit Registers(const uint32_t (&x)[N]) {
+    for (int i = 0; i < N; ++i) values[i] = x[i];
+  }
+};
+
 struct BFloat16Operand {
   static constexpr int words = 2;
   using Element = uint16_t;
+  using Left = Registers<4>;
+  using Right = Registers<2>;
   RNNEXT_INLINE static Element round(float x) { return bfloat16_bits(x); }
-  RNNEXT_INLINE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool) {
-    multiply_bfloat16(d, a, b);
+  RNNEXT_INLINE static void multiply(float (&d)[4], const Left& a, const Right& b, bool) {
+    multiply_bfloat16(d, a.values, b.values);
   }
 };
 
 struct HalfOperand {
   static constexpr int words = 2;
   using Element = uint16_t;
+  using Left = Registers<4>;
+  using Right = Registers<2>;
   RNNEXT_INLINE static Element round(float x) { return half_bits(x); }
-  RNNEXT_INLINE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool) {
-    multiply_half(d, a, b);
+  RNNEXT_INLINE static void multiply(float (&d)[4], const Left& a, const Right& b, bool) {
+    multiply_half(d, a.values, b.values);
   }
 };
 
@@ -38,6 +54,7 @@ struct FloatOperand {
   struct Split {
     uint32_t high[N], low[N], finite[N];  // the last: high, or 0
 
+    Split() = default;
     RNNEXT_INLINE explicit Split(const uint32_t (&x)[N]) {
       for (int i = 0; i < N; ++i) {
         const float value = Vec<float>::from_bits(x[i]).v;
@@ -49,20 +66,20 @@ struct FloatOperand {
       }
     }
   };
+  using Left = Split<4>;
+  using Right = Split<2>;
 
-  RNNEXT_INLINE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool exact) {
-    const Split<4> x(a);
-    const Split<2> y(b);
+  RNNEXT_INLINE static void multiply(float (&d)[4], const Left& a, const Right& b, bool exact) {
     if (exact) {
-      multiply_tf32(d, x.low, y.finite);
-      multiply_tf32(d, x.finite, y.low);
+      multiply_tf32(d, a.low, b.finite);
+      multiply_tf32(d, a.finite, b.low);
     }
-    multiply_tf32(d, x.high, y.high);
+    multiply_tf32(d, a.high, b.high);
   }
 };
 
 // What a block is: its slice of units, its group of sequences, its memory.
-template <class O>
+template <class O, class X>
 struct Slice {
   using Element = typename O::Element;
 
@@ -71,11 +88,12 @@ struct Slice {
   const int unit, units;  // the first one, and how many
   const int64_t first;    // sequence
   const int sequences;
-  uint32_t* const weights;   // [rows][depth][32 lanes][4]
-  float* const sums;         // [warps][sequences][sums_stride]
-  float* const carry;        // [states][sequences][units of a whole slice]
-  uint32_t* const exchange;  // [2][exchange_words]
-  unsigned* const flags;     // [slices]
+  uint32_t* const weights;  // [rows][depth][32 lanes][4]
+  float* const sums;        // [parts of the depth][sequences][sums_stride]
+  uint32_t* const of_exchange;
+  float* const carry;  // [states][sequences][units of a whole slice]
+  const X exchange;
+  const int first_depth;  // of this slice's first unit
 
   RNNEXT_INLINE Slice(const cuda::PersistentScan& scan)
       : p(scan),
@@ -87,9 +105,12 @@ struct Slice {
             static_cast<int>(max(int64_t{0}, min(int64_t{tiling.sequences()}, scan.begin + scan.sequences - first)))),
         weights(reinterpret_cast<uint32_t*>(shared_memory())),
         sums(reinterpret_cast<float*>(weights + tiling.weight_words())),
-        carry(sums + tiling.sums_words()),
-        exchange(scan.exchange + blockIdx.y * 2 * tiling.exchange_words()),
-        flags(scan.flags + blockIdx.y * tiling.slices) {}
+        of_exchange(reinterpret_cast<uint32_t*>(sums + tiling.sums_words())),
+        carry(reinterpret_cast<float*>(of_exchange) + tiling.shared_exchange_words()),
+        exchange(scan, of_exchange),
+        first_depth(tiling.depth_of(0, unit)) {
+    exchange.begin();
+  }
 
   RNNEXT_INLINE static int min(int a, int b) { return a < b ? a : b; }
   RNNEXT_INLINE static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -107,16 +128,17 @@ struct Slice {
     return {carry + k * tiling.sequences() * tiling.units - unit, tiling.units};
   }
 
-  // value_of(row, k): of the weights.
+  // value_of(row, gate, unit): the weight by which an exchanged value comes into a row.
   template <class ValueOf>
-  RNNEXT_INLINE void load_weights(int rows, int depth, ValueOf value_of) const {
+  RNNEXT_INLINE void load_weights(int rows, ValueOf value_of) const {
     const int words = static_cast<int>(tiling.weight_words());
     for (int i = threadIdx.x; i < words; i += kPersistentThreads) {
       const int r = i % 4, lane = i / 4 % 32, depth_tile = i / 128 % tiling.depth, row_tile = i / 128 / tiling.depth;
       uint32_t word = 0;
       for (int v = 0; v < O::words; ++v) {
         const WeightPlace place = weight_place(O::words, row_tile, depth_tile, lane, r, v);
-        const float value = place.row < rows && place.k < depth ? value_of(place.row, place.k) : 0.0f;
+        const Tiling::Exchanged from = tiling.exchanged_at(place.k);
+        const float value = place.row < rows && from.unit < p.H ? value_of(place.row, from.gate, from.unit) : 0.0f;
         word |= static_cast<uint32_t>(O::round(value)) << (32 / O::words * v % 32);
       }
       weights[i] = word;
@@ -134,29 +156,18 @@ struct Slice {
   RNNEXT_INLINE Place after(Place at) const { return place(at.i + kPersistentThreads); }
   RNNEXT_INLINE int places(int count) const { return count * units; }
 
-  RNNEXT_INLINE void publish(int buffer, int64_t k, int n, float value) const {
-    Element* const values = reinterpret_cast<Element*>(exchange + buffer * tiling.exchange_words());
-    values[exchange_place(O::words, tiling.columns, static_cast<int>(k), n)] = O::round(value);
+  // A value of a unit of this slice, for all slices.
+  RNNEXT_INLINE void publish(int buffer, int gate, int64_t of_unit, int n, float value) const {
+    const int k = first_depth + gate * tiling.chunk + static_cast<int>(of_unit) - unit;
+    reinterpret_cast<Element*>(exchange.buffer(buffer))[exchange_place(O::words, tiling.columns, k, n)] =
+        O::round(value);
   }
 
-  // Tells the others that `count` times this slice has published.
-  RNNEXT_INLINE void post(unsigned count) const {
-    __syncthreads();
-    if (threadIdx.x == 0) store_release(flags + blockIdx.x, count);
-  }
-
-  // Waits until all have.
-  RNNEXT_INLINE void await(unsigned count) const {
-    for (int i = threadIdx.x; i < tiling.slices; i += kPersistentThreads) {
-      while (load_acquire(flags + i) < count) pause();
-    }
-    __syncthreads();
-  }
-
-  // sums = weights times what is in a buffer, a part from each warp.
+  // sums = weights times what is in a buffer, in parts of the depth.
   RNNEXT_INLINE void multiply(int buffer) const {
-    const uint2* const operand = reinterpret_cast<const uint2*>(exchange + buffer * tiling.exchange_words());
-    for (int row_tile = 0; row_tile < tiling.rows; row_tile += 2) {
+    const uint2* const operand = reinterpret_cast<const uint2*>(exchange.buffer(buffer));
+    const int warp = threadIdx.x / 32;
+    for (int row_tile = 2 * (warp % tiling.row_warps); row_tile < tiling.rows; row_tile += 2 * tiling.row_warps) {
       const bool two = row_tile + 1 < tiling.rows;
       if (tiling.columns <= 3) {
         two ? multiply_tiles<2, 3>(operand, row_tile) : multiply_tiles<1, 3>(operand, row_tile);
@@ -170,8 +181,8 @@ struct Slice {
   // Row `row` of the product, for sequence n. The parts are added in one order.
   RNNEXT_INLINE float sum(int row, int n) const {
     float total = 0.0f;
-    for (int warp = 0; warp < kPersistentWarps; ++warp) {
-      total += sums[(warp * tiling.sequences() + n) * tiling.sums_stride() + row];
+    for (int part = 0; part < tiling.depth_warps(); ++part) {
+      total += sums[(part * tiling.sequences() + n) * tiling.sums_stride() + row];
     }
     return total;
   }
@@ -180,37 +191,42 @@ struct Slice {
   // Some tiles of rows, by at most so many of columns.
   template <int Rows, int Columns>
   RNNEXT_INLINE void multiply_tiles(const uint2* operand, int row_tile) const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = tiling.columns;
+    const int part = threadIdx.x / 32 / tiling.row_warps, parts = tiling.depth_warps();
+    const int lane = threadIdx.x % 32, columns = tiling.columns;
     const bool exact = p.precision == Precision::kSplit;
     const uint4* const rows = reinterpret_cast<const uint4*>(weights) + row_tile * tiling.depth * 32 + lane;
-    // So many tiles of the operand are on their way at a time: each takes the time of a journey to the second-level cache.
-    constexpr int kAhead = Columns <= 3 ? 8 : 2;
+    constexpr int kAhead = X::ahead(Columns);
     float d[Rows][Columns][4] = {};
-    for (int first = warp; first < tiling.depth; first += kPersistentWarps * kAhead) {
+    for (int first = part; first < tiling.depth; first += parts * kAhead) {
       uint32_t b[kAhead][Columns][2] = {};
 #pragma unroll
       for (int s = 0; s < kAhead; ++s) {
-        const int tile = first + s * kPersistentWarps;
+        const int tile = first + s * parts;
 #pragma unroll
         for (int j = 0; j < Columns; ++j) {
           if (tile < tiling.depth && j < columns) {
-            const uint2 words = load_shared_by_blocks(operand + (tile * columns + j) * 32 + lane);
+            const uint2 words = X::load(operand + (tile * columns + j) * 32 + lane);
             b[s][j][0] = words.x, b[s][j][1] = words.y;
           }
         }
       }
 #pragma unroll
       for (int s = 0; s < kAhead; ++s) {
-        const int tile = first + s * kPersistentWarps;
+        const int tile = first + s * parts;
         if (tile >= tiling.depth) break;
+        // Each operand is split once, not for each product that it is in.
+        typename O::Left a[Rows];
 #pragma unroll
         for (int i = 0; i < Rows; ++i) {
           const uint4 words = rows[(i * tiling.depth + tile) * 32];
-          const uint32_t a[4] = {words.x, words.y, words.z, words.w};
+          a[i] = typename O::Left({words.x, words.y, words.z, words.w});
+        }
 #pragma unroll
-          for (int j = 0; j < Columns; ++j) {
-            if (j < columns) O::multiply(d[i][j], a, b[s][j], exact);
-          }
+        for (int j = 0; j < Columns; ++j) {
+          if (j >= columns) continue;
+          const typename O::Right right(b[s][j]);
+#pragma unroll
+          for (int i = 0; i < Rows; ++i) O::multiply(d[i][j], a[i], right, exact);
         }
       }
     }
@@ -222,7 +238,7 @@ struct Slice {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const int row = (row_tile + i) * 16 + lane / 4 + k / 2 * 8, n = j * 8 + lane % 4 * 2 + k % 2;
-          sums[(warp * tiling.sequences() + n) * tiling.sums_stride() + row] = d[i][j][k];
+          sums[(part * tiling.sequences() + n) * tiling.sums_stride() + row] = d[i][j][k];
         }
       }
     }

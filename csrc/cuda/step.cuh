@@ -5,6 +5,7 @@
 #include "cuda/scalar.h"
 
 #include "cuda/cell.h"
+#include "cuda/launch.h"
 #include "engine/units.h"
 
 namespace rnnext::gpu {
@@ -123,8 +124,8 @@ __global__ void __launch_bounds__(kRowThreads) backward_kernel(const __grid_cons
 template <class T, class Arguments>
 void launch_stage(void (*kernel)(Arguments), const Stage& stage, const Arguments& a, cuda::Stream stream) {
   if (stage.totals > 0) {
-    cuda::launch(kernel, dim3(static_cast<unsigned>(a.step.rows)), kRowThreads, sizeof(T) * kRowThreads / 32, false,
-                 stream, a);
+    cuda::launch(kernel, {dim3(static_cast<unsigned>(a.step.rows)), kRowThreads, sizeof(T) * kRowThreads / 32}, stream,
+                 a);
   } else {
     cuda::launch_each(kernel, a.step.rows * (a.step.end - a.step.begin), stream, a);
   }

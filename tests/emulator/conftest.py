@@ -27,10 +27,10 @@ cuda.compile = emulated.cell
 
 @pytest.fixture(autouse=True)
 def device() -> None:
-    torch.ops.rnnext_emulator.set_device(132, emulated.SHARED, 1)
+    torch.ops.rnnext_emulator.set_device(132, emulated.SHARED, 16, 1)
 
 
-@pytest.fixture(params=["steps", "persistent"])
+@pytest.fixture(params=["steps", "grid", "cluster"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("RNNEXT_CUDA_PATH", request.param)
     return str(request.param)

@@ -48,6 +48,11 @@ void release_warp(Block& block, unsigned number) {
   release(block, number * kLanes, (number + 1) * kLanes);
 }
 
+void release_all() {
+  machine().arrived = 0;
+  for (Fiber& fiber : machine().fibers) fiber.waiting = false;
+}
+
 // Threads that end count as arrived at every barrier.
 void finish() {
   Fiber& fiber = self();
@@ -55,6 +60,8 @@ void finish() {
   fiber.done = true;
   Warp& w = block.warps[fiber.thread / kLanes];
   if (--block.live > 0 && block.arrived == block.live) release_block(block);
+  Machine& m = machine();
+  if (--m.live > 0 && m.arrived == m.live) release_all();
   if (--w.live > 0 && w.arrived == w.live) release_warp(block, fiber.thread / kLanes);
 }
 
@@ -91,6 +98,22 @@ void prepare(Fiber& fiber, size_t number) {
   fiber.stack_pointer = top;
 }
 
+// One in `part` of the work that waits.
+void do_some_later(unsigned part) {
+  std::vector<std::function<void()>>& works = machine().later;
+  for (size_t i = 0; i < works.size();) {
+    if (next_random() % part) {
+      ++i;
+      continue;
+    }
+    machine().idle = 0;
+    std::swap(works[i], works.back());
+    const std::function<void()> work = std::move(works.back());
+    works.pop_back();
+    work();
+  }
+}
+
 void run_blocks(unsigned first, unsigned count, int threads, int shared) {
   Machine& m = machine();
   m.blocks.assign(count, {});
@@ -99,7 +122,7 @@ void run_blocks(unsigned first, unsigned count, int threads, int shared) {
     Block& block = m.blocks[b];
     const unsigned number = first + b;
     block.index = {number % m.grid.x, number / m.grid.x % m.grid.y, number / m.grid.x / m.grid.y};
-    block.shared.assign(shared + 16, 0xff);  // NaN where nothing was written
+    block.shared.assign(shared, 0xff);  // NaN where nothing was written
     block.warps.resize((threads + kLanes - 1) / kLanes);
     block.fibers = &m.fibers[static_cast<size_t>(b) * threads];
     block.live = block.threads = threads;
@@ -112,6 +135,8 @@ void run_blocks(unsigned first, unsigned count, int threads, int shared) {
     }
   }
   size_t left = m.fibers.size();
+  m.live = static_cast<int>(left);
+  m.arrived = 0;
   m.idle = 0;
   while (left > 0 && m.error.empty()) {
     // Every fiber once, in an order of its own.
@@ -129,6 +154,7 @@ void run_blocks(unsigned first, unsigned count, int threads, int shared) {
       m.current = nullptr;
       left -= fiber.done;
     }
+    do_some_later(left > 0 ? 2 : 1);
     if (!ran && left > 0) m.error = "threads wait at a barrier that others do not reach";
     if (m.idle > 200 * n) m.error = "threads wait for other blocks for ever";
   }
@@ -161,6 +187,21 @@ void block_barrier() {
   to_scheduler();
 }
 
+void cluster_barrier() {
+  Machine& m = machine();
+  m.idle = 0;
+  if (++m.arrived == m.live) {
+    release_all();
+  } else {
+    self().waiting = true;
+  }
+  to_scheduler();
+}
+
+void later(std::function<void()> work) {
+  machine().later.push_back(std::move(work));
+}
+
 void warp_barrier() {
   Block& block = *self().block;
   Warp& w = warp();
@@ -172,13 +213,14 @@ void warp_barrier() {
   to_scheduler();
 }
 
-void run(dim3 grid, int threads, int shared, bool together, std::function<void()> kernel) {
+void run(dim3 grid, int threads, int shared, unsigned at_once, std::function<void()> kernel) {
   Machine& m = machine();
   m.grid = grid;
   m.block = dim3(threads);
   m.kernel = std::move(kernel);
   m.error.clear();
-  const unsigned blocks = grid.x * grid.y * grid.z, at_once = together ? blocks : 1;
+  m.later.clear();
+  const unsigned blocks = grid.x * grid.y * grid.z;
   for (unsigned first = 0; first < blocks; first += at_once) run_blocks(first, at_once, threads, shared);
   if (!m.error.empty()) throw std::runtime_error("emulator: " + m.error);
 }

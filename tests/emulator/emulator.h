@@ -58,18 +58,33 @@ struct Warp {
   unsigned char slots[kLanes][64];
 };
 
+// Aligned to 16 bytes.
+class SharedMemory {
+ public:
+  void assign(size_t bytes, unsigned char value) {
+    words_.resize((bytes + sizeof(uint4) - 1) / sizeof(uint4) + 1);
+    std::memset(words_.data(), value, words_.size() * sizeof(uint4));
+  }
+  unsigned char* data() { return reinterpret_cast<unsigned char*>(words_.data()); }
+
+ private:
+  std::vector<uint4> words_;
+};
+
 struct Block {
   dim3 index;
   Fiber* fibers = nullptr;
   unsigned threads = 0;
-  std::vector<unsigned char> shared;
+  SharedMemory shared;
   std::vector<Warp> warps;
   int arrived = 0, live = 0;
 };
 
 struct Chip {
+  int number = 0;
   int multiprocessors = 6;
   int shared = 227 << 10;
+  int cluster = 16;
 };
 
 // The running kernel.
@@ -78,7 +93,9 @@ struct Machine {
   uint64_t random = 1;
   dim3 grid, block;
   std::vector<Fiber> fibers;
-  std::vector<Block> blocks;
+  std::vector<Block> blocks;  // that run at the same time
+  int arrived = 0, live = 0;  // their threads
+  std::vector<std::function<void()>> later;
   std::function<void()> kernel;
   Fiber* current = nullptr;
   void* scheduler = nullptr;  // its stack pointer, while a fiber runs
@@ -89,13 +106,15 @@ struct Machine {
 
 Machine& machine();
 
-// Runs all blocks; `together`: at the same time, else one after the other.
-void run(dim3 grid, int threads, int shared, bool together, std::function<void()> kernel);
+// Runs all blocks, so many at a time.
+void run(dim3 grid, int threads, int shared, unsigned at_once, std::function<void()> kernel);
 
 void suspend();        // another fiber's turn
 void block_barrier();  // __syncthreads
 void warp_barrier();
-void wait_for_blocks();  // suspend, where nothing was done; a wait that can't end is an error
+void cluster_barrier();                  // of all blocks that run at the same time
+void later(std::function<void()> work);  // is done between turns of threads, in any order
+void wait_for_blocks();                  // suspend, where nothing was done; a wait that can't end is an error
 
 inline Fiber& self() {
   return *machine().current;
@@ -133,4 +152,7 @@ auto among_lanes(const T& mine, Read read) {
 #define gridDim (emulator::machine().grid)
 inline void __syncthreads() {
   emulator::block_barrier();
+}
+inline void __syncwarp() {
+  emulator::warp_barrier();
 }

@@ -43,12 +43,12 @@ def test_steps_equal_the_reference(
     check(data_of(cell, case))
 
 
+@pytest.mark.parametrize("path", ["grid", "cluster"], indirect=True)
 @pytest.mark.parametrize("cell", PERSISTENT)
 @every_case
 def test_persistent_scans_equal_the_reference(
-    cell: str, case: Case, monkeypatch: pytest.MonkeyPatch, poisoned_memory: None
+    cell: str, case: Case, path: str, poisoned_memory: None
 ) -> None:
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", "persistent")
     check(data_of(cell, case), (torch.float32,))
 
 

@@ -20,7 +20,7 @@ DEVICE = os.environ.get("RNNEXT_TEST_DEVICE", "cuda")
 ON_CUDA = DEVICE.startswith("cuda")
 
 # RNNEXT_CUDA_PATH forces one of them; the CPU kernels do not read it.
-PATHS = ("steps", "persistent") if ON_CUDA else ("auto",)
+PATHS = ("steps", "grid", "cluster") if ON_CUDA else ("auto",)
 paths = pytest.mark.parametrize("path", PATHS, indirect=True)
 
 Run = Callable[..., list[Tensor]]

@@ -19,13 +19,26 @@ LOW = ("float32", "tf32", "bfloat16", "float16")
 @pytest.mark.parametrize(
     ("case", "cell", "math"), [*itertools.product(PERSISTENT, CELLS, LOW)], ids=str
 )
-def test_the_persistent_path_takes_what_it_is_for(
+def test_one_launch_takes_what_it_is_for(
     case: Case, cell: str, math: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if math == "float32" and case.H > 768:
         pytest.skip("W_hh in float32 need not fit a chip")
-    monkeypatch.setenv(PATH, "persistent")
+    monkeypatch.setenv(PATH, "grid")
     check(cell, case, math)
+
+
+@pytest.mark.parametrize("H", [1, 17, 64, 200, 256])
+@pytest.mark.parametrize("math", LOW)
+@pytest.mark.parametrize("cell", CELLS)
+def test_clusters_take_what_they_are_for(
+    cell: str, math: str, H: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters are of compute capability 9.0 and later")
+    monkeypatch.setenv(PATH, "cluster")
+    for N in (1, 20, 300):
+        check(cell, Case(T=9, N=N, C=5, H=H), math)
 
 
 def forward(data: Data, dtype: torch.dtype) -> torch.Tensor:
@@ -50,7 +63,8 @@ def test_a_path_that_cannot_take_a_call_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unknown_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PATH, "fast")
-    with pytest.raises(RuntimeError, match=r"RNNEXT_CUDA_PATH=fast.*auto.*steps.*persistent"):
+    known = "auto, steps, persistent, grid, cluster"
+    with pytest.raises(RuntimeError, match=rf"RNNEXT_CUDA_PATH=fast is not one of: {known}"):
         forward(Data("GRU", SIZES[0], device=DEVICE), torch.float32)
 
 
@@ -60,7 +74,7 @@ def test_the_variable_is_read_at_each_call(cell: str, monkeypatch: pytest.Monkey
     data = Data(cell, PERSISTENT[0], device=DEVICE)
     for math in LOW:
         how, found = MATHS[math], []
-        for first, then in itertools.product(("steps", "persistent", "auto"), repeat=2):
+        for first, then in itertools.product(("steps", "grid", "persistent", "auto"), repeat=2):
             inputs = data.inputs(how.dtype)
             with tf32_allowed(how.tf32):
                 monkeypatch.setenv(PATH, first)

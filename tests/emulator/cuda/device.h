@@ -8,32 +8,37 @@ namespace rnnext::cuda {
 using Stream = void*;
 
 struct Chip {
-  int multiprocessors = 0, shared = 0;
+  int device = 0, multiprocessors = 0, shared = 0, cluster = 0;
 };
 
 inline Chip chip() {
   const emulator::Chip& chip = emulator::machine().chip;
-  return {chip.multiprocessors, chip.shared};
+  return {chip.number, chip.multiprocessors, chip.shared, chip.cluster};
 }
 
-template <class... Parameters>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared, bool together, Stream,
-            const Parameters&... arguments) {
-  emulator::run(grid, threads, shared, together, [&] { kernel(arguments...); });
-}
+enum class Together { kNone, kAll, kRows };
 
-template <class... Parameters>
-void launch_each(void (*kernel)(Parameters...), int64_t count, Stream stream, const Parameters&... arguments) {
-  constexpr int threads = 256;
-  if (count > 0) {
-    launch(kernel, dim3(static_cast<unsigned>((count + threads - 1) / threads)), threads, 0, false, stream,
-           arguments...);
+struct Grid {
+  dim3 blocks;
+  int threads;
+  int shared = 0;
+  Together together = Together::kNone;
+
+  unsigned at_once() const {
+    if (together == Together::kRows) return blocks.x;
+    return together == Together::kAll ? blocks.x * blocks.y * blocks.z : 1;
   }
+};
+
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), const Grid& grid, Stream, const Parameters&... arguments) {
+  emulator::run(grid.blocks, grid.threads, grid.shared, grid.at_once(), [&] { kernel(arguments...); });
 }
 
 template <class... Parameters>
-int resident_blocks(void (*)(Parameters...), int, int shared) {
-  return shared > chip().shared ? 0 : chip().multiprocessors;
+bool can_run(void (*)(Parameters...), const Grid& grid) {
+  const unsigned most = grid.together == Together::kRows ? chip().cluster : chip().multiprocessors;
+  return grid.shared <= chip().shared && grid.at_once() <= most;
 }
 
 inline void clear(void* memory, size_t bytes, Stream) {
@@ -53,8 +58,7 @@ inline int64_t global_thread() {
 }
 
 inline char* shared_memory() {
-  unsigned char* memory = emulator::self().block->shared.data();
-  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory) + 15) & ~uintptr_t{15});
+  return reinterpret_cast<char*>(emulator::self().block->shared.data());
 }
 
 template <class T>
@@ -92,6 +96,52 @@ inline void pause() {
   emulator::wait_for_blocks();
 }
 inline void prefetch(const void*) {}
+
+inline constexpr bool kHasClusters = true;
+
+inline void meet_cluster() {
+  emulator::cluster_barrier();
+}
+
+struct Barrier {
+  int32_t bytes;  // that are still to come; below zero where they came before they were expected
+  uint16_t waits_for_thread, ended;
+};
+static_assert(sizeof(Barrier) == 8);
+
+inline void end_if_complete(Barrier* barrier) {
+  if (barrier->waits_for_thread || barrier->bytes) return;
+  ++barrier->ended;
+  barrier->waits_for_thread = 1;
+}
+inline void begin(Barrier* barrier) {
+  *barrier = {0, 1, 0};
+}
+inline void expect_bytes(Barrier* barrier, unsigned bytes) {
+  if (!barrier->waits_for_thread) throw std::runtime_error("bytes are expected twice in a phase of a barrier");
+  barrier->waits_for_thread = 0;
+  barrier->bytes += static_cast<int32_t>(bytes);
+  end_if_complete(barrier);
+}
+inline bool has_ended(Barrier* barrier, unsigned parity) {
+  return barrier->ended % 2 != parity;
+}
+// It arrives some time later.
+inline void store_to_block(unsigned rank, void* place, uint4 value, Barrier* barrier) {
+  emulator::Block& mine = *emulator::self().block;
+  emulator::Block& block = emulator::machine().blocks[rank];
+  const auto there = [&](void* here) {
+    return block.shared.data() + (static_cast<unsigned char*>(here) - mine.shared.data());
+  };
+  void* const to = there(place);
+  Barrier* const counted = reinterpret_cast<Barrier*>(there(barrier));
+  emulator::later([=, &block] {
+    if (block.live == 0) throw std::runtime_error("emulator: a block ended before what was stored to it came");
+    std::memcpy(to, &value, sizeof(value));
+    counted->bytes -= sizeof(value);
+    end_if_complete(counted);
+  });
+}
 
 // Operands of `e` values in a register, each widened by `value_of(register, which)`.
 template <int e, class ValueOf>
