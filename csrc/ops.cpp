@@ -70,7 +70,7 @@ TORCH_LIBRARY(rnnext, m) {
   // W_hh; dtype: what is computed in; threads: torch's, unless given
   m.def(
       "plan(str cell, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, ScalarType dtype, "
-      "ScalarType? operand_dtype=None, int? threads=None) -> str");
+      "ScalarType? operand_dtype=None, int? threads=None, bool bidirectional=False) -> str");
   // The same on the CUDA device that x is on; operand_dtype as for rnn
   m.def(
       "plan_cuda(str cell, Tensor x, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, "

@@ -30,6 +30,7 @@ def plan(
     - large: weights that leave the caches between two steps
     - meetings: few sequences or large weights, but too little work in a step to meet at each
 
+    or that the two directions of a bidirectional layer go **side by side**, each on one thread;
     then the sequences, longest first, or units of each thread; whether the weights are read in
     place or packed for the call, in bfloat16 perhaps (of a bfloat16 layer, or under autocast, where
     the processor multiplies it); and the steps in a time block, whose input is projected at once.
@@ -87,7 +88,11 @@ def plan(
             computed = weight.new_empty(0, dtype=dtype)
             text = torch.ops.rnnext.plan_cuda(call[0], computed, *call[1:], operand_dtype=rounded)
         else:
-            text = torch.ops.rnnext.plan(*call, dtype=dtype, operand_dtype=rounded, threads=threads)
+            # The segments between checkpoints go one after the other, of one direction and the other.
+            sides = (layer.bidirectional, layer.bidirectional and not layer.checkpoint_every)
+            options = {"dtype": dtype, "operand_dtype": rounded, "threads": threads}
+            plans = [torch.ops.rnnext.plan(*call, **options, bidirectional=both) for both in sides]
+            text = "\n".join(plan.splitlines()[i] for i, plan in enumerate(plans))
         lines += [f"layer {k}, {line}" for line in text.splitlines()]
     return "\n".join(lines)
 

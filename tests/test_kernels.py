@@ -92,6 +92,39 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
             assert error(result[name], expected[name]) < 1e-12, (case, name)
 
 
+SIDE_BY_SIDE = (
+    Case(T=60, N=1, C=16, H=40, L=2, D=2, dropout=0.3),
+    Case(T=50, N=3, C=9, H=50, D=2, lengths=(50, 41, 3), h0=False),
+)
+
+
+@cells
+@pytest.mark.parametrize("case", SIDE_BY_SIDE, ids=str)
+def test_directions_side_by_side(
+    cell: str, case: Case, threads: None, poisoned_memory: None
+) -> None:
+    torch.set_num_threads(2)
+    data = Data(cell, case)
+    call = (cell, case.T, case.N, case.C, [case.H, *data.sizes], case.heads, data.batch_sizes)
+    told = torch.ops.rnnext.plan(*call, dtype=torch.float64, bidirectional=True)
+    assert told.count("directions side by side, each 1 thread (alone)") == 2
+    expected = data.reference()
+    first, again = (data.run(ops.rnn, torch.float64) for _ in range(2))
+    for name in data.names:
+        assert error(first[name], expected[name]) < 1e-12, name
+        assert torch.equal(first[name], again[name]), name
+    # Without a gradient of x, which both directions add to, and without those of the weights.
+    inputs = data.inputs(torch.float64)
+    outputs = ops.rnn(cell, *data.split(inputs), **data.options)
+    names, given = data.names[len(outputs) :], data.output_grads(torch.float64)
+    for some in (slice(1, None), slice(1)):
+        grads = torch.autograd.grad(
+            outputs, inputs[some], given, retain_graph=True, materialize_grads=True
+        )
+        for name, grad in zip(names[some], grads, strict=True):
+            assert torch.equal(grad, first[name]), name
+
+
 @cells
 def test_inference_gives_the_bits_of_training(cell: str, device: str) -> None:
     data = Data(cell, LARGE, device=device)

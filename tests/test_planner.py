@@ -105,6 +105,38 @@ def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
     assert lines(text) == [expected[0], expected[-1]]
 
 
+# cell, (T, N, C, H), threads -> whether the directions of a layer go side by side.
+# The edges: 50,000 multiply-adds of each where 100,000 are a team's; one sequence, or two threads;
+# 512 KiB of W_hh where the threads would meet at each step.
+SIDE_BY_SIDE = {
+    ("RNN_TANH", (12, 500, 2, 2), 2): False,
+    ("RNN_TANH", (13, 500, 2, 2), 2): True,
+    ("RNN_TANH", (13, 500, 2, 2), 1): False,
+    ("LSTM", (100, 1, 63, 63), 2): True,
+    ("LSTM", (100, 1, 63, 63), 8): True,
+    ("LSTM", (100, 2, 63, 63), 3): False,
+    ("LSTM", (100, 7, 63, 63), 2): True,
+    ("LSTM", (100, 8, 63, 63), 2): False,
+    ("LSTM", (100, 1, 181, 181), 2): True,
+    ("LSTM", (100, 1, 182, 182), 2): False,
+    ("LSTM", (100, 1, 128, 128), 3): False,
+}
+
+
+@pytest.mark.parametrize("given", SIDE_BY_SIDE, ids=str)
+def test_directions_side_by_side(given: tuple[str, tuple[int, int, int, int], int]) -> None:
+    cell, (T, N, C, H), threads = given
+    text = torch.ops.rnnext.plan(
+        cell, T, N, C, [H], dtype=torch.float32, threads=threads, bidirectional=True
+    )
+    apart = [line.startswith("directions side by side, each 1 thread") for line in lines(text)]
+    assert apart == [SIDE_BY_SIDE[given]] * 2
+    layer = rnnext.GRU(40, 40, bidirectional=True, checkpoint_every=10)
+    assert plan(layer, 100, 1, threads=2).count("side by side") == 1  # forward
+    layer.checkpoint_every = 0
+    assert plan(layer, 100, 1, threads=2).count("side by side") == 2
+
+
 def test_float64_weights_are_twice_as_large() -> None:
     sizes = ("LSTM", 10, 20, 8, [700])
     kinds = [
@@ -154,8 +186,8 @@ def test_stacks() -> None:
         *("layer 0, forward", "layer 0, backward", "layer 1, forward", "layer 1, backward")
     ]
     assert "other matrices packed" in text  # W_hr
-    # What a layer reads counts: C = 2 is too little for a team, 2 * H = 40 is not.
-    layers = plan(rnnext.RNN(2, 20, num_layers=2, bidirectional=True), 8, 20, threads=2)
+    # What a layer reads counts: C = 2 is too little for a team, 30 is not.
+    layers = plan(rnnext.RNN(2, 30, num_layers=2), 5, 20, threads=2)
     assert ["1 thread (small)" in line for line in layers.splitlines()] == [
         True,
         True,

@@ -24,13 +24,13 @@ struct Backend {
   static const CellShape& cell_named(std::string_view name) { return rnnext::cell_named(name); }
 
   template <class T>
-  static void scan_forward(const ScanForward<T>& params) {
-    if (params.steps.total() > 0) cpu::scan_forward(params);
+  static void scan_forward(const std::vector<ScanForward<T>>& scans) {
+    each(scans, [](const ScanForward<T>& scan) { cpu::scan_forward(scan); });
   }
 
   template <class T>
-  static void scan_backward(const ScanBackward<T>& params) {
-    if (params.steps.total() > 0) cpu::scan_backward(params);
+  static void scan_backward(const std::vector<ScanBackward<T>>& scans) {
+    each(scans, [](const ScanBackward<T>& scan) { cpu::scan_backward(scan); });
   }
 
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like) { return cpu::empty(sizes, like); }
@@ -45,6 +45,22 @@ struct Backend {
         kernels<scalar_t>().dropout(first, count, from + first, to + first, seed, layer, p);
       });
     });
+  }
+
+  static bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes) {
+    return cpu::side_by_side(shape, steps, bytes, available_threads());
+  }
+
+ private:
+  // Of the directions of a layer.
+  template <class Scan, class Work>
+  static void each(const std::vector<Scan>& scans, Work work) {
+    const Scan& first = scans[0];
+    if (first.steps.total() == 0) return;
+    if (scans.size() == 2 && side_by_side(first.shape, first.steps, sizeof(*first.y[0].data))) {
+      return run_apart(2, [&](int64_t d) { work(scans[d]); });
+    }
+    for (const Scan& scan : scans) work(scan);
   }
 };
 
@@ -76,17 +92,19 @@ std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
 
 std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::IntArrayRef sizes, int64_t heads,
                  const optional<Tensor>& batch_sizes, at::ScalarType dtype, optional<at::ScalarType> operand_dtype,
-                 const optional<int64_t>& threads) {
+                 const optional<int64_t>& threads, bool bidirectional) {
   TORCH_CHECK(0 < threads.value_or(1) && threads.value_or(1) <= 1 << 16, "rnnext: threads is ", *threads,
               ", expected 1 to ", 1 << 16);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble, "rnnext: dtype is ", dtype,
               ", expected float32 or float64: what is computed in");
   const PlannedScan scan(cell_named(cell), T, N, C, sizes, heads, batch_sizes, Backend::kBlockRows);
   const bool halves = operand_dtype == at::kBFloat16 && dtype == at::kFloat && has_bfloat16<float>();
+  const int available = threads ? static_cast<int>(*threads) : available_threads();
+  const int64_t bytes = c10::elementSize(dtype);
+  const bool apart = bidirectional && side_by_side(scan.shape, scan.steps, bytes, available);
   const auto line = [&](Pass pass) {
-    const int available = threads ? static_cast<int>(*threads) : available_threads();
-    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, c10::elementSize(dtype), available);
-    return to_string(plan, scan.shape, scan.steps);
+    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, apart ? 1 : available);
+    return std::string(apart ? "directions side by side, each " : "") + to_string(plan, scan.shape, scan.steps);
   };
   return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);
 }

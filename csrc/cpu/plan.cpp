@@ -7,16 +7,22 @@ namespace {
 constexpr int64_t kFewRows = 4;
 // Recurrent weights of more bytes than this leave the caches between two steps.
 constexpr int64_t kLargeWeights = 12 << 20;
+// Of so many, those of both directions stay in the caches of a processor's own.
+constexpr int64_t kOwnWeights = 512 << 10;
 // Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
 constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 100000;
 // Rows in all that repay packing a matrix: transposed for a block, transposed for steps, as it lies.
 constexpr int64_t kWorthTransposing = 64, kWorthTransposingForSteps = 32, kWorthPacking = 8;
 
 // Of sizes that need not belong to tensors: in double, sums do not overflow.
-bool worth_team(const Shape& shape, const Steps& steps) {
+double work_of(const Shape& shape, const Steps& steps) {
   int64_t columns = shape.gate_columns();
   for (int k = 0; k < shape.cell->products; ++k) columns += shape.width(shape.cell->product[k].to);
-  return static_cast<double>(steps.total()) * columns * (shape.C + shape.H()) >= kWorthTeam;
+  return static_cast<double>(steps.total()) * columns * (shape.C + shape.H());
+}
+
+double recurrent_weights(const Shape& shape) {
+  return static_cast<double>(shape.H()) * shape.recurrent_columns();
 }
 
 // [N + 1]: steps of sequences 0 .. n - 1.
@@ -54,8 +60,8 @@ Partition by_rows(const Steps& steps, int threads) {
 
 Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, int threads) {
   if (threads == 1) return Reason::kAlone;
-  if (!worth_team(shape, steps)) return Reason::kSmall;
-  const double weights = static_cast<double>(shape.H()) * shape.recurrent_columns();
+  if (work_of(shape, steps) < kWorthTeam) return Reason::kSmall;
+  const double weights = recurrent_weights(shape);
   const bool few = steps.N < kFewRows * threads;
   const bool large = weights * bytes > kLargeWeights;
   if (!few && !large) return Reason::kMany;
@@ -121,6 +127,19 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
   return {used, by_units ? Partition{true, used, {}} : by_rows(steps, used), reason,
           packing(steps, bfloat16, forward ? kWorthTransposing : kWorthPacking),
           recurrent_packing(shape, steps, bfloat16, forward ? kWorthTransposingForSteps : kWorthPacking)};
+}
+
+bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, int threads) {
+  switch (reason_of(shape, steps, bytes, threads)) {
+    case Reason::kSmall:
+      return 2 * work_of(shape, steps) >= kWorthTeam;
+    case Reason::kMeetings:
+      return threads == 2 || steps.N == 1;
+    case Reason::kFew:
+      return threads == 2 && recurrent_weights(shape) * bytes <= kOwnWeights;
+    default:
+      return false;
+  }
 }
 
 std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps) {

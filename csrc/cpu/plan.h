@@ -32,6 +32,10 @@ struct Plan {
 // `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value; `threads`: those there are.
 Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, int threads);
 
+// Whether the two directions of a layer go side by side, each alone on a thread: where that leaves fewer threads without
+// work, or saves them from meeting at each step.
+bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, int threads);
+
 // One line, such as "2 threads by units (few): 0-31, 32-63; W_ih packed, W_hh in place; time blocks of 35 steps".
 std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps);
 

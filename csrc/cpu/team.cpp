@@ -11,7 +11,7 @@ const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 }  // namespace
 
 int available_threads() {
-  return forked ? 1 : at::get_num_threads();
+  return forked || at::in_parallel_region() ? 1 : at::get_num_threads();
 }
 
 }  // namespace rnnext::cpu

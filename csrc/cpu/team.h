@@ -8,6 +8,8 @@
 #endif
 
 #include <atomic>
+#include <exception>
+#include <vector>
 
 #include "engine/params.h"
 
@@ -61,8 +63,8 @@ struct Team {
   }
 };
 
-// Threads to use: those of torch.set_num_threads, but one alone in a process that was forked. It has no OpenMP threads,
-// and waiting for them would never end.
+// Threads to use: those of torch.set_num_threads; but one alone where other threads work beside this one, and in a process
+// that was forked. It has no OpenMP threads, and waiting for them would never end.
 int available_threads();
 
 // Runs work(team) on up to `threads` threads; OpenMP may give fewer, so the team has the size that it gave.
@@ -81,6 +83,24 @@ void run_team(int threads, Work work) {
   }
 #endif
   work(Team{0, 1, nullptr});
+}
+
+// Calls work(i) for i below n, at the same time where there are threads, each of which is then alone.
+template <class Work>
+void run_apart(int n, Work work) {
+  std::vector<std::exception_ptr> errors(n);
+  run_team(n, [&](const Team& team) {
+    team.each(n, [&](int64_t i) {
+      try {
+        work(i);
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    });
+  });
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
 }
 
 }  // namespace rnnext::cpu

@@ -20,14 +20,20 @@ struct Backend {
   static const CellShape& cell_named(std::string_view name) { return cuda::cell_named<float>(name).shape; }
 
   template <class T>
-  static void scan_forward(const ScanForward<T>& params) {
-    if (params.steps.total() > 0) cuda::scan_forward(params);
+  static void scan_forward(const std::vector<ScanForward<T>>& scans) {
+    for (const auto& scan : scans) {
+      if (scan.steps.total() > 0) cuda::scan_forward(scan);
+    }
   }
 
   template <class T>
-  static void scan_backward(const ScanBackward<T>& params) {
-    if (params.steps.total() > 0) cuda::scan_backward(params);
+  static void scan_backward(const std::vector<ScanBackward<T>>& scans) {
+    for (const auto& scan : scans) {
+      if (scan.steps.total() > 0) cuda::scan_backward(scan);
+    }
   }
+
+  static bool side_by_side(const Shape&, const Steps&, int64_t) { return false; }
 
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like) { return at::empty(sizes, like.options()); }
 

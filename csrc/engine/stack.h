@@ -1,7 +1,8 @@
 // The whole stack: layers, directions, and dropout between layers, around the scans of a backend.
 //
-// A backend is a class with static functions: scan_forward(ScanForward<T>), scan_backward(ScanBackward<T>),
-// dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so many rows
+// A backend is a class with static functions: scan_forward(scans) and scan_backward(scans), of vectors of ScanForward<T> and
+// ScanBackward<T>, the directions of a layer, in this order or, where side_by_side(shape, steps, bytes of a value), at the
+// same time; dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so many rows
 // are in a time block, where sequences are few enough.
 #pragma once
 
@@ -62,12 +63,14 @@ class Stack {
       if (!training) outputs.clear();
       outputs.push_back(Backend::empty({cell_.streams, s_.rows, s_.D * h_}, x_));
       if (training) records.push_back(Backend::empty(record_shape(), x_));
-      for (int64_t d = 0; d < s_.D; ++d) {
-        AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
-          scan_forward<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(), finals,
-                                 l == s_.L - 1 ? sequences : std::vector<Tensor>());
-        });
-      }
+      AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
+        std::vector<ScanForward<scalar_t>> scans;
+        for (int64_t d = 0; d < s_.D; ++d) {
+          scans.push_back(forward_scan<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(),
+                                                 finals, l == s_.L - 1 ? sequences : std::vector<Tensor>()));
+        }
+        Backend::scan_forward(scans);
+      });
     }
     clear_padding(outputs.back());
     for (const Tensor& sequence : sequences) clear_padding(sequence.view({1, s_.rows, -1}));
@@ -118,12 +121,26 @@ class Stack {
       const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1], l - 1);
       const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
       dx = wants_dx ? Backend::empty(input.sizes(), input) : Tensor();
-      for (int64_t d = 0; d < s_.D; ++d) {
-        AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
-          scan_backward<scalar_t>(l, d, input, output, saved[l], dy, dx, dstates,
-                                  l == s_.L - 1 ? dsequences : std::vector<Tensor>(), dweights, samples);
-        });
-      }
+      // Of directions that may go side by side, each has a gradient of x of its own.
+      const bool apart =
+          s_.D == 2 && wants_dx && Backend::side_by_side(shape(input.size(2)), steps(0, samples), x_.element_size());
+      const Tensor second = apart ? Backend::empty(input.sizes(), input) : dx;
+      AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
+        std::vector<ScanBackward<scalar_t>> scans;
+        for (int64_t d = 0; d < s_.D; ++d) {
+          scans.push_back(backward_scan<scalar_t>(l, d, input, output, dy, d == 0 ? dx : second, dstates,
+                                                  l == s_.L - 1 ? dsequences : std::vector<Tensor>(), dweights,
+                                                  samples));
+          scans.back().accumulate_dx = d > 0 && !apart;
+          if (checkpoint_every_) {
+            scan_segments(scans.back(), forward_of<scalar_t>(l, d, input), saved[l][d]);
+          } else {
+            scans.back().record = rows_of<scalar_t>(saved[l], d);
+          }
+        }
+        if (!checkpoint_every_) Backend::scan_backward(scans);
+      });
+      if (apart) dx.narrow(1, 0, s_.used).add_(second.narrow(1, 0, s_.used));
       if (l > lowest) dy = dropped(dx, l - 1);
     }
 
@@ -329,8 +346,8 @@ class Stack {
   }
 
   template <class T>
-  void scan_forward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
-                    const std::vector<Tensor>& finals, const std::vector<Tensor>& sequences) const {
+  ScanForward<T> forward_scan(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record,
+                              const std::vector<Tensor>& finals, const std::vector<Tensor>& sequences) const {
     ScanForward<T> p = forward_of<T>(l, d, x);
     set_sequences(p.sequence, sequences, d);
     for (int stream = 0; stream < cell_.streams; ++stream) p.y[stream] = rows_of<T>(y, stream, d * h_);
@@ -344,13 +361,14 @@ class Stack {
     } else if (record.defined()) {
       p.record = rows_of<T>(record, d);
     }
-    Backend::scan_forward(p);
+    return p;
   }
 
   template <class T>
-  void scan_backward(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& record, const Tensor& dy,
-                     const Tensor& dx, const std::vector<Tensor>& dstates, const std::vector<Tensor>& dsequences,
-                     const std::vector<Tensor>& dweights, int64_t samples) const {
+  ScanBackward<T> backward_scan(int64_t l, int64_t d, const Tensor& x, const Tensor& y, const Tensor& dy,
+                                const Tensor& dx, const std::vector<Tensor>& dstates,
+                                const std::vector<Tensor>& dsequences, const std::vector<Tensor>& dweights,
+                                int64_t samples) const {
     ScanBackward<T> p{shape(x.size(2)), steps(d, samples), noise(l, d), operands_};
     p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
@@ -366,11 +384,8 @@ class Stack {
       p.dstate[k] = state_of<T>(dstates, k, l, d);
     }
     set_sequences(p.dsequence, dsequences, d);
-    p.accumulate_dx = d > 0;
     p.samples = std::max<int64_t>(samples, 1);
-    if (checkpoint_every_) return scan_segments(p, forward_of<T>(l, d, x), record[d]);
-    p.record = rows_of<T>(record, d);
-    Backend::scan_backward(p);
+    return p;
   }
 
   // Backward through one segment after the other, from the last one scanned to the first. What the forward scan of a
@@ -402,11 +417,11 @@ class Stack {
       again.steps.scanned = steps.scanned;
       again.record = rows_of<T>(record, 0).from(-first);
       for (int stream = 0; stream < cell_.streams; ++stream) again.y[stream] = rows_of<T>(y, stream).from(-first);
-      Backend::scan_forward(again);
+      Backend::scan_forward(std::vector{again});
       ScanBackward<T> part = p;
       part.steps = steps;
       part.record = again.record;
-      Backend::scan_backward(part);
+      Backend::scan_backward(std::vector{part});
       p.accumulate_dw = true;
     }
   }
