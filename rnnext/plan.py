@@ -88,7 +88,7 @@ def plan(
             computed = weight.new_empty(0, dtype=dtype)
             text = torch.ops.rnnext.plan_cuda(call[0], computed, *call[1:], operand_dtype=rounded)
         else:
-            # The segments between checkpoints go one after the other, of one direction and the other.
+            # With checkpoints, the segments of both directions go one after the other.
             sides = (layer.bidirectional, layer.bidirectional and not layer.checkpoint_every)
             options = {"dtype": dtype, "operand_dtype": rounded, "threads": threads}
             plans = [torch.ops.rnnext.plan(*call, **options, bidirectional=both) for both in sides]
