@@ -95,7 +95,9 @@ def rnn(
     """
     dtype = _rounded_dtype(x, *h0, *weights)
     if dtype is not None:
-        x, h0, weights = x.float(), [h.float() for h in h0], [w.float() for w in weights]
+        x, h0 = x.float(), [h.float() for h in h0]
+        # The kernels read matrices of bfloat16 as they lie.
+        weights = [w if w.dtype == torch.bfloat16 else w.float() for w in weights]
         seed = seed if seed is None or not seed.is_floating_point() else seed.float()
     options = (
         batch_sizes,
@@ -116,7 +118,7 @@ def rnn(
             cell,
             x,
             h0,
-            weights,
+            [w.to(x.dtype) for w in weights] if dtype is not None else weights,
             batch_sizes=batch_sizes,
             seed=seed,
             num_layers=num_layers,

@@ -70,16 +70,20 @@ struct Shared : BackwardBuffers<T> {
 
   void add_weights() {
     for (int s = 0; s < cell.streams; ++s) {
-      const Weights<const T>& w = p.w[s];
-      if (p.dx[0]) weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, plan.input}, {w.w_ih, shape.C}});
+      const Matrices<const T>& w = p.w[s];
+      const Matrices<const BFloat16>& b = p.bfloat16_w[s];
+      if (p.dx[0]) {
+        weights.ih.push_back({{shape.gate_columns(), {{0, shape.C}}, plan.input}, source(w.w_ih, b.w_ih, shape.C)});
+      }
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
-        weights.hh.push_back({{shape.recurrent_columns(), pieces(from), plan.recurrent}, {w.w_hh, from}});
+        weights.hh.push_back({{shape.recurrent_columns(), pieces(from), plan.recurrent}, source(w.w_hh, b.w_hh, from)});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
         const int64_t from = shape.width(product.from);
-        weights.own.push_back({{shape.width(product.to), pieces(from), plan.input}, {w.matrix[m], from}});
+        weights.own.push_back(
+            {{shape.width(product.to), pieces(from), plan.input}, source(w.matrix[m], b.matrix[m], from)});
       }
     }
   }

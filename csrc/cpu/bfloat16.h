@@ -4,6 +4,7 @@
 
 #include "cpu/simd.h"
 
+#include "cpu/bfloat16_weights.h"
 #include "cpu/gemm_tile.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -50,6 +51,17 @@ inline void round_pair(int64_t columns, const float* first, const float* second,
     Vec<float>::Bits pairs{};
     if (first) pairs = rounded(first + j, n);
     if (second) pairs |= rounded(second + j, n) << 16;
+    _mm512_mask_storeu_epi32(dst + 2 * j, (1u << n) - 1, (__m512i)pairs);
+  }
+}
+
+inline void join_pair(int64_t columns, const uint16_t* first, const uint16_t* second, uint16_t* dst) {
+  constexpr int64_t width = Vec<float>::width;
+  for (int64_t j = 0; j < columns; j += width) {
+    const int64_t n = columns - j < width ? columns - j : width;
+    Vec<float>::Bits pairs{};
+    if (first) pairs = bits_of(first + j, n) >> 16;
+    if (second) pairs |= bits_of(second + j, n);
     _mm512_mask_storeu_epi32(dst + 2 * j, (1u << n) - 1, (__m512i)pairs);
   }
 }

@@ -58,18 +58,20 @@ struct Shared : ForwardBuffers<T> {
 
   void add_weights() {
     for (int s = 0; s < cell.streams; ++s) {
-      const Weights<const T>& w = p.w[s];
-      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, plan.input}, {w.w_ih, shape.C}});
+      const Matrices<const T>& w = p.w[s];
+      const Matrices<const BFloat16>& b = p.bfloat16_w[s];
+      weights.ih.push_back({{shape.C, {{0, shape.gate_columns()}}, plan.input}, source(w.w_ih, b.w_ih, shape.C)});
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
         weights.hh.push_back(
             {{from, pieces(cell.recurrent_gates(), shape.H()), plan.recurrent, {shape.H(), shape.heads}},
-             {w.w_hh, from}});
+             source(w.w_hh, b.w_hh, from)});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
         const int64_t from = shape.width(product.from);
-        weights.own.push_back({{from, pieces(1, shape.width(product.to)), plan.input}, {w.matrix[m], from}});
+        weights.own.push_back(
+            {{from, pieces(1, shape.width(product.to)), plan.input}, source(w.matrix[m], b.matrix[m], from)});
       }
     }
   }

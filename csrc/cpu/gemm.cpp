@@ -9,10 +9,16 @@ namespace rnnext::cpu {
 namespace {
 
 // Rows in memory that stays with the thread.
-Rows<BFloat16> scratch(int64_t rows, int64_t columns) {
-  thread_local std::vector<BFloat16> memory;
+template <class T>
+Rows<T> scratch(int64_t rows, int64_t columns) {
+  thread_local std::vector<T> memory;
   if (static_cast<int64_t>(memory.size()) < rows * columns) memory.resize(rows * columns);
   return {memory.data(), columns};
+}
+
+// Rows of an odd number of columns, each with a zero after it.
+void copy_even(int64_t rows, int64_t columns, Rows<const BFloat16> src, Rows<BFloat16> dst) {
+  for (int64_t i = 0; i < rows; ++i) *std::copy_n(src[i], columns, dst[i]) = 0;
 }
 
 }  // namespace
@@ -49,7 +55,7 @@ RightMatrix<T>::RightMatrix(int64_t depth, const std::vector<Range>& pieces, Pac
 }
 
 template <class T>
-void RightMatrix<T>::pack(const Team& team, Rows<const T> w, bool transposed, T* buffer) {
+void RightMatrix<T>::pack(const Team& team, const Source<T>& w, bool transposed, T* buffer) {
   if (team.rank == 0) {
     w_ = w;
     transposed_ = transposed;
@@ -61,25 +67,49 @@ void RightMatrix<T>::pack(const Team& team, Rows<const T> w, bool transposed, T*
 }
 
 template <class T>
-void RightMatrix<T>::pack_panel(Rows<const T> w, bool transposed, T* buffer, Range columns) const {
+void RightMatrix<T>::pack_panel(const Source<T>& w, bool transposed, T* buffer, Range columns) const {
   const int64_t width = columns.size();
-  if (packing_ == Packing::kPacked) {
-    const Rows<T> panel{buffer + columns.begin * depth_, width};
-    if (transposed) return kernels<T>().transpose(width, depth_, w.from(columns.begin), panel);
-    for (int64_t k = 0; k < depth_; ++k) std::copy_n(w[k] + columns.begin, width, panel[k]);
-    return;
+  const Source<T> part = transposed ? w.from(columns.begin) : w.from(0, columns.begin);
+  if (packing_ == Packing::kBFloat16) {
+    return pack_panel_of_pairs(part, transposed, buffer + columns.begin * even(depth_) / 2, width);
   }
+  const Rows<T> panel{buffer + columns.begin * depth_, width};
+  Rows<const T> values = part.values;
   if constexpr (std::is_same_v<T, float>) {
-    T* panel = buffer + columns.begin * even(depth_) / 2;
+    if (part.bfloat16) {
+      const Rows<T> widened = transposed ? scratch<T>(width, depth_) : panel;
+      bfloat16_weights().widen(transposed ? width : depth_, transposed ? depth_ : width, part.bfloat16, widened);
+      if (!transposed) return;
+      values = widened;
+    }
+  }
+  if (transposed) return kernels<T>().transpose(width, depth_, values, panel);
+  for (int64_t k = 0; k < depth_; ++k) std::copy_n(values[k], width, panel[k]);
+}
+
+// Of w, [width, depth] or, not transposed, [depth, width].
+template <class T>
+void RightMatrix<T>::pack_panel_of_pairs(const Source<T>& w, bool transposed, T* panel, int64_t width) const {
+  if constexpr (std::is_same_v<T, float>) {
     if (transposed) {  // pairs of values, moved as one
-      const Rows<BFloat16> rows = scratch(width, even(depth_));
-      bfloat16_kernels()->round_rows(width, depth_, w.from(columns.begin), rows);
+      Rows<const BFloat16> rows = w.bfloat16;
+      if (!rows || rows.stride % 2) {
+        const Rows<BFloat16> rounded = scratch<BFloat16>(width, even(depth_));
+        w.bfloat16 ? copy_even(width, depth_, rows, rounded)
+                   : bfloat16_kernels()->round_rows(width, depth_, w.values, rounded);
+        rows = rounded;
+      }
       const Rows<const T> pairs{reinterpret_cast<const T*>(rows.data), rows.stride / 2};
       return kernels<T>().transpose(width, even(depth_) / 2, pairs, {panel, width});
     }
     for (int64_t k = 0; k < depth_; k += 2) {
-      bfloat16_kernels()->round_pair(width, w[k] + columns.begin, k + 1 < depth_ ? w[k + 1] + columns.begin : nullptr,
-                                     reinterpret_cast<BFloat16*>(panel + k / 2 * width));
+      BFloat16* target = reinterpret_cast<BFloat16*>(panel + k / 2 * width);
+      const bool whole = k + 1 < depth_;
+      if (w.bfloat16) {
+        bfloat16_kernels()->join_pair(width, w.bfloat16[k], whole ? w.bfloat16[k + 1] : nullptr, target);
+      } else {
+        bfloat16_kernels()->round_pair(width, w.values[k], whole ? w.values[k + 1] : nullptr, target);
+      }
     }
   }
 }
@@ -97,8 +127,14 @@ void RightMatrix<T>::panel_product(int64_t rows, Rows<const Left> a, Range depth
   }
   if constexpr (std::is_same_v<Left, T>) {
     if (packing_ == Packing::kInPlace && transposed_) {
-      return kernels<T>().gemm_transposed(rows, panel.size(), depths.size(), a, w_.from(panel.begin, depths.begin),
-                                          target, accumulate);
+      const Source<T> w = w_.from(panel.begin, depths.begin);
+      if constexpr (std::is_same_v<T, float>) {
+        if (w.bfloat16) {
+          return bfloat16_weights().gemm_transposed(rows, panel.size(), depths.size(), a, w.bfloat16, target,
+                                                    accumulate);
+        }
+      }
+      return kernels<T>().gemm_transposed(rows, panel.size(), depths.size(), a, w.values, target, accumulate);
     }
   }
   const int64_t size = std::is_same_v<Left, T> ? depths.size() : even(depths.size());
@@ -107,8 +143,16 @@ void RightMatrix<T>::panel_product(int64_t rows, Rows<const Left> a, Range depth
     const int64_t depth = std::min(step, size - k);
     const bool adds = accumulate || k > 0;
     if constexpr (std::is_same_v<Left, T>) {
-      const Rows<const T> b = packing_ == Packing::kPacked ? Rows<const T>{buffer_ + panel.begin * depth_, panel.size()}
-                                                           : w_.from(0, panel.begin);
+      const bool packed = packing_ == Packing::kPacked;
+      if constexpr (std::is_same_v<T, float>) {
+        if (!packed && w_.bfloat16) {
+          const Rows<const BFloat16> b = w_.bfloat16.from(depths.begin + k, panel.begin);
+          bfloat16_weights().gemm(rows, panel.size(), depth, a.from(0, k), b, target, adds);
+          continue;
+        }
+      }
+      const Rows<const T> b =
+          packed ? Rows<const T>{buffer_ + panel.begin * depth_, panel.size()} : w_.values.from(0, panel.begin);
       gemm<T>(rows, panel.size(), depth, a.from(0, k), b.from(depths.begin + k), target, adds);
     } else {
       const T* b = buffer_ + panel.begin * even(depth_) / 2 + (depths.begin + k) / 2 * panel.size();
@@ -181,7 +225,7 @@ int64_t RightMatrix<T>::item_at(int64_t work, int64_t rows) const {
 template <class T>
 Rows<const BFloat16> RightMatrix<T>::rounded(int64_t rows, Rows<const T> a, Range depths) const {
   const int64_t columns = std::max(depths.size(), operand_columns_ > depth_ ? operand_columns_ : 0);
-  const Rows<BFloat16> result = scratch(rows, even(columns));
+  const Rows<BFloat16> result = scratch<BFloat16>(rows, even(columns));
   if constexpr (std::is_same_v<T, float>) bfloat16_kernels()->round_rows(rows, columns, a, result);
   return result;
 }

@@ -33,8 +33,6 @@ struct Blocks {
   int64_t period = 1, count = 1;
 };
 
-using BFloat16 = uint16_t;  // its bits
-
 // Whether products in T can be of bfloat16 here.
 template <class T>
 bool has_bfloat16();
@@ -42,6 +40,17 @@ bool has_bfloat16();
 constexpr int64_t even(int64_t n) {
   return (n + 1) / 2 * 2;
 }
+
+// Weights as they lie: in T, or in bfloat16.
+template <class T>
+struct Source {
+  Rows<const T> values;
+  Rows<const BFloat16> bfloat16;
+
+  Source from(int64_t row, int64_t column = 0) const {
+    return values ? Source{values.from(row, column), {}} : Source{{}, bfloat16.from(row, column)};
+  }
+};
 
 // How the right-hand side of products is kept.
 enum class Packing { kInPlace, kPacked, kBFloat16 };
@@ -63,7 +72,7 @@ class RightMatrix {
   }
 
   // B = w^T for w [columns, depth], or B = w for w [depth, columns]. All threads of the team call it.
-  void pack(const Team& team, Rows<const T> w, bool transposed, T* buffer);
+  void pack(const Team& team, const Source<T>& w, bool transposed, T* buffer);
 
   // C (+)= A B[depths, :] on the columns of pieces [first_piece, last_piece), by this thread alone; A has depths.size()
   // columns.
@@ -82,7 +91,8 @@ class RightMatrix {
     int64_t operand;  // the first column of A
   };
 
-  void pack_panel(Rows<const T> w, bool transposed, T* buffer, Range columns) const;
+  void pack_panel(const Source<T>& w, bool transposed, T* buffer, Range columns) const;
+  void pack_panel_of_pairs(const Source<T>& w, bool transposed, T* panel, int64_t width) const;
   // `Left`: T, or BFloat16
   template <class Left>
   void panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,
@@ -95,7 +105,7 @@ class RightMatrix {
   bool transposed_ = false;
   std::vector<Panel> panels_;
   std::vector<int64_t> first_panel_;  // [pieces + 1]
-  Rows<const T> w_;
+  Source<T> w_;
   T* buffer_ = nullptr;
 };
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cpu/simd.h"
+
+#include "cpu/bfloat16_weights.h"
 #include "engine/cell.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -27,14 +29,18 @@ constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
 // Whether a load with a mask costs what one without does.
 constexpr bool kMasks = RNNEXT_VECTOR_BYTES == 64;
 
-// R rows by V vectors of C, the last of which has `some` values.
-template <class Product, int R, int V, bool Whole, class T>
-RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+// R rows by V vectors of C, the last of which has `some` values. B is of T, or kept in another type.
+template <class Product, int R, int V, bool Whole, class T, class B>
+RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
   using Values = Vec<T>;
   constexpr int64_t width = Values::width;
   typename Values::Native sum[R][V], row[V];
-  const auto load = [&](const T* p, int j) __attribute__((always_inline)) {
-    return Whole || j + 1 < V ? Values::load(p + j * width).v : load_some(p + j * width, some);
+  const auto load = [&](const auto* p, int j) __attribute__((always_inline)) {
+    if constexpr (std::is_same_v<decltype(p), const T*>) {
+      return Whole || j + 1 < V ? Values::load(p + j * width).v : load_some(p + j * width, some);
+    } else {
+      return widened(p + j * width, Whole || j + 1 < V ? width : some).v;
+    }
   };
   if (accumulate) {
 #pragma GCC unroll 16
@@ -73,14 +79,14 @@ RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<cons
 }
 
 // A tile of `rows` rows, R at most.
-template <class Product, int R, int V, bool Whole, class T>
-void gemm_tile_of(int64_t rows, int64_t k, int64_t some, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+template <class Product, int R, int V, bool Whole, class T, class B>
+void gemm_tile_of(int64_t rows, int64_t k, int64_t some, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
   if (rows == R) return gemm_tile<Product, R, V, Whole>(k, some, a, b, c, accumulate);
   if constexpr (R > 1) gemm_tile_of<Product, R - 1, V, Whole>(rows, k, some, a, b, c, accumulate);
 }
 
-template <class Product, int V, class T>
-void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+template <class Product, int V, class T, class B>
+void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
   const int64_t tiles = (m + tallest(V) - 1) / tallest(V);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = m * t / tiles, rows = m * (t + 1) / tiles - begin;
@@ -93,8 +99,8 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<cons
 }
 
 // C [m, n] (+)= A [m, k] B [k, n]. Each sum has the order of the depth, whatever the tiles.
-template <class Product, class T>
-void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+template <class Product, class T, class B>
+void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
   constexpr int64_t width = Vec<T>::width;
   // B comes from a cache or from memory: a pass over it is worth at least so many rows.
   const int64_t passes = (m + tallest(4) - 1) / tallest(4);
@@ -106,7 +112,7 @@ void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b
            : left < vectors               ? left
                                           : vectors;
     const int64_t some = n - j < wide * width ? n - j - (wide - 1) * width : width;
-    const Rows<const T> columns = b.from(0, j);
+    const Rows<const B> columns = b.from(0, j);
     const Rows<T> into = c.from(0, j);
     if (wide == kRowVectors) gemm_columns<Product, kRowVectors>(m, k, some, a, columns, into, accumulate);
     if (wide == 8 && kRowVectors > 8) gemm_columns<Product, 8>(m, k, some, a, columns, into, accumulate);
@@ -117,8 +123,8 @@ void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b
   }
 }
 
-template <class T>
-void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+template <class T, class B>
+void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
   gemm_with<PlainProduct<T>>(m, n, k, a, b, c, accumulate);
 }
 

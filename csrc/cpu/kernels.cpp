@@ -44,6 +44,10 @@ const BFloat16Kernels* bfloat16_kernels() {
   return kernels;
 }
 
+const BFloat16Weights& bfloat16_weights() {
+  return *instruction_set().bfloat16_weights;
+}
+
 template <>
 const Kernels<float>& kernels<float>() {
   return *instruction_set().f32;

@@ -41,6 +41,21 @@ struct BFloat16Kernels {
   void (*round_rows)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);
   // Two rows in bfloat16, dst = first[0], second[0], first[1], ...; null is a row of zeros.
   void (*round_pair)(int64_t columns, const float* first, const float* second, uint16_t* dst);
+  // The same of rows that are in bfloat16.
+  void (*join_pair)(int64_t columns, const uint16_t* first, const uint16_t* second, uint16_t* dst);
+};
+
+// Weights kept in bfloat16, for every processor: widened to float as they are read, so that no copy is needed.
+struct BFloat16Weights {
+  // C [m, n] (+)= A [m, k] B [k, n]
+  void (*gemm)(int64_t m, int64_t n, int64_t k, Rows<const float> a, Rows<const uint16_t> b, Rows<float> c,
+               bool accumulate);
+  // C [m, n] (+)= A [m, k] W^T for W [n, k]: for few rows
+  void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Rows<const float> a, Rows<const uint16_t> w, Rows<float> c,
+                          bool accumulate);
+  void (*widen)(int64_t rows, int64_t columns, Rows<const uint16_t> src, Rows<float> dst);
+  // To the nearest, ties to even; NaN stays NaN.
+  void (*round)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);
 };
 
 struct InstructionSet {
@@ -49,6 +64,7 @@ struct InstructionSet {
   const BFloat16Kernels* bfloat16;  // or null
   const Kernels<float>* f32;
   const Kernels<double>* f64;
+  const BFloat16Weights* bfloat16_weights;
 };
 
 extern const InstructionSet avx512_set, avx2_set, baseline_set;
@@ -63,6 +79,8 @@ const InstructionSet& instruction_set();
 
 template <class T>
 const Kernels<T>& kernels();
+
+const BFloat16Weights& bfloat16_weights();
 
 // Of the instruction set in use; null where the processor has none.
 const BFloat16Kernels* bfloat16_kernels();

@@ -8,6 +8,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cpu/bfloat16_weights.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/kernels.h"
 #include "cpu/matrix.h"
@@ -24,12 +25,17 @@ inline constexpr Cell<T> cells[] = {cell<T, LSTM>(), cell<T, GRU>(), cell<T, RNN
 template <class T>
 inline constexpr Kernels<T> table{.cells = cells<T>,
                                   .cell_count = sizeof(cells<T>) / sizeof(Cell<T>),
-                                  .gemm = &gemm<T>,
-                                  .gemm_transposed = &gemm_transposed<T>,
+                                  .gemm = &gemm<T, T>,
+                                  .gemm_transposed = &gemm_transposed<T, T>,
                                   .transpose = &transpose<T>,
                                   .row_sums = &row_sums<T>,
                                   .column_sums = &column_sums<T>,
                                   .dropout = &dropout<T>,
                                   .noise = &noise<T>};
+
+inline constexpr BFloat16Weights bfloat16_weights{.gemm = &gemm<float, uint16_t>,
+                                                  .gemm_transposed = &gemm_transposed<float, uint16_t>,
+                                                  .widen = &widen,
+                                                  .round = &round};
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -4,13 +4,14 @@
 #include "cpu/simd.h"
 
 #include "cells/math.h"
+#include "cpu/bfloat16_weights.h"
 #include "engine/cell.h"
 
 namespace rnnext::RNNEXT_ISA {
 
 // M by 4 dot products at a time, so that their loads overlap and serve several of them.
-template <int M, class T>
-RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const T* const* rows, Rows<T> c,
+template <int M, class T, class W>
+RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, Rows<T> c,
                             bool accumulate) {
   using Values = Vec<T>;
   Values sums[M][4];
@@ -19,7 +20,7 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const T* 
   }
   const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
     Values w[4];
-    for (int q = 0; q < 4; ++q) w[q] = Values::load(rows[q] + l, some);
+    for (int q = 0; q < 4; ++q) w[q] = widened(rows[q] + l, some);
     for (int i = 0; i < M; ++i) {
       const Values x = Values::load(a[i] + l, some);
       for (int q = 0; q < 4; ++q) sums[i][q] = fma(x, w[q], sums[i][q]);
@@ -33,12 +34,13 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const T* 
   }
 }
 
-template <class T>
-void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c, bool accumulate) {
+// W is of T, or kept in another type.
+template <class T, class W>
+void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const W> w, Rows<T> c, bool accumulate) {
   constexpr int tall = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
   for (int64_t j = 0; j < n; j += 4) {
     const int64_t count = n - j < 4 ? n - j : 4;
-    const T* rows[4];
+    const W* rows[4];
     for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
     int64_t i = 0;
     for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, c.from(i, j), accumulate);

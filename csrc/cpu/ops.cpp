@@ -16,6 +16,7 @@ namespace {
 struct Backend {
   // The products over a block's rows run at full speed, and its buffers stay in cache.
   static constexpr int64_t kBlockRows = 768;
+  static constexpr bool kReadsBFloat16 = true;
 
   struct DeviceGuard {
     explicit DeviceGuard(const Tensor&) {}

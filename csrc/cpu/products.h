@@ -14,7 +14,7 @@ namespace rnnext::cpu {
 template <class T>
 struct WeightMatrix {
   RightMatrix<T> matrix;
-  Rows<const T> w;
+  Source<T> w;
   T* buffer = nullptr;
 };
 
@@ -42,6 +42,12 @@ struct WeightMatrices {
     }
   }
 };
+
+// A matrix of stream s of a scan: of the two pointers, at most one is not null.
+template <class T>
+Source<T> source(const T* values, const BFloat16* bfloat16, int64_t columns) {
+  return {{values, columns}, {bfloat16, columns}};
+}
 
 template <class T, class Params>
 bool uses_bfloat16(const Params& params) {

@@ -41,8 +41,9 @@ struct Operand {
 // One gradient of a matrix, and of its bias.
 template <class T>
 struct Target {
-  int operand;  // -1: no matrix
-  T* dw;        // [samples, rows, columns], or null
+  int operand;            // -1: no matrix
+  T* dw;                  // [samples, rows, columns], or null
+  BFloat16* bfloat16_dw;  // the same, to be rounded as it is written; or null
   int64_t rows, columns;
   T* db;          // [samples, rows], or null
   int64_t shift;  // gradient column - row of dw
@@ -87,6 +88,7 @@ class WeightGradients {
     }
     workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * stride_of(depth));
     workspace.add(&rounded_, bfloat16_ && !columns_.empty() ? threads_ * kRowChunk * depth / 2 : 0);
+    workspace.add(&unrounded_, writes_bfloat16() ? threads_ * kRowChunk * kPanelWidth : 0);
   }
 
   // Adds what a block gives; `gradients` has its rows. The threads do not meet after it.
@@ -99,6 +101,13 @@ class WeightGradients {
   }
 
  private:
+  bool writes_bfloat16() const {
+    const auto writes = [](const Target<T>& target) { return target.bfloat16_dw != nullptr; };
+    return std::any_of(columns_.begin(), columns_.end(), [&](const GradientColumns<T>& c) {
+      return std::any_of(c.targets.begin(), c.targets.end(), writes);
+    });
+  }
+
   int64_t most_depth() const { return depth_of(p_.steps.most_rows_in_a_block() / p_.samples); }
   int64_t depth_of(int64_t rows) const { return bfloat16_ ? even(rows) : rows; }
   // An odd number of cache lines: rows at a power of two would share few places in a cache.
@@ -114,11 +123,12 @@ class WeightGradients {
     team.sync();
     const Rows<T> transposed{transposed_ + team.rank * kRowChunk * stride_of(most_depth()), stride_of(depth)};
     const Rows<BFloat16> rounded{reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth(), depth};
+    const Rows<T> unrounded{unrounded_ + team.rank * kRowChunk * kPanelWidth, kPanelWidth};
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
         end = std::min({mine.end, i + kRowChunk, (i / c.block + 1) * c.block});
-        add_chunk(c, {i, end}, gradients, rows, depth, transposed, rounded, first);
+        add_chunk(c, {i, end}, gradients, rows, depth, transposed, rounded, unrounded, first);
       }
     }
     add_params(team, gradients, rows, first);
@@ -142,18 +152,21 @@ class WeightGradients {
     std::vector<Target<T>> inputs, hidden;
     for (int tangent = 0; tangent <= s; ++tangent) {
       const Weights<T>& dw = p_.dw[tangent];
+      const Matrices<BFloat16>& bfloat16_dw = p_.bfloat16_dw[tangent];
+      const bool wants_ih = dw.w_ih || bfloat16_dw.w_ih, wants_hh = dw.w_hh || bfloat16_dw.w_hh;
       const int source = s - tangent;
       T* db_ih = tangent == s ? dw.b_ih : nullptr;
       T* db_hh = tangent == s ? dw.b_hh : nullptr;
-      if (dw.w_ih || db_ih) {
-        const int operand = dw.w_ih ? add({Operand<T>::kInput, source, shape.C, 1}) : -1;
-        inputs.push_back({operand, dw.w_ih, shape.gate_columns(), shape.C, db_ih, base, first_into(dw.w_ih)});
+      if (wants_ih || db_ih) {
+        const int operand = wants_ih ? add({Operand<T>::kInput, source, shape.C, 1}) : -1;
+        inputs.push_back(
+            {operand, dw.w_ih, bfloat16_dw.w_ih, shape.gate_columns(), shape.C, db_ih, base, first_into(dw.w_ih)});
       }
-      if (dw.w_hh || db_hh) {
+      if (wants_hh || db_hh) {
         const int state = source * cell.states.count;
-        const int operand = dw.w_hh ? add({Operand<T>::kState, state, shape.state_width(state), shape.heads}) : -1;
-        hidden.push_back(
-            {operand, dw.w_hh, shape.recurrent_columns(), shape.head_width(), db_hh, base, first_into(dw.w_hh)});
+        const int operand = wants_hh ? add({Operand<T>::kState, state, shape.state_width(state), shape.heads}) : -1;
+        hidden.push_back({operand, dw.w_hh, bfloat16_dw.w_hh, shape.recurrent_columns(), shape.head_width(), db_hh,
+                          base, first_into(dw.w_hh)});
       }
     }
     const int64_t summed = base + cell.summed * H, gates = base + cell.gates() * H;
@@ -170,13 +183,14 @@ class WeightGradients {
     std::vector<Target<T>> targets;
     for (int tangent = 0; tangent <= s; ++tangent) {
       T* dw = p_.dw[tangent].matrix[product.matrix];
-      if (!dw) continue;
+      BFloat16* bfloat16_dw = p_.bfloat16_dw[tangent].matrix[product.matrix];
+      if (!dw && !bfloat16_dw) continue;
       const int source = s - tangent;
       const Operand<T> operand =
           product.state >= 0
               ? Operand<T>{Operand<T>::kState, source * shape.cell->states.count + product.state, from, 1}
               : Operand<T>{Operand<T>::kSaved, product.saved[source], from, 1};
-      targets.push_back({add(operand), dw, shape.width(product.to), from, nullptr, base, first_into(dw)});
+      targets.push_back({add(operand), dw, bfloat16_dw, shape.width(product.to), from, nullptr, base, first_into(dw)});
     }
     columns_.push_back({{base, base + shape.width(product.to)}, shape.gradients.columns, targets});
   }
@@ -241,7 +255,7 @@ class WeightGradients {
 
   // `chunk`: counted from the first of the columns.
   void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, int64_t depth,
-                 Rows<T> transposed, Rows<BFloat16> rounded, bool first_block) const {
+                 Rows<T> transposed, Rows<BFloat16> rounded, Rows<T> unrounded, bool first_block) const {
     const int64_t begin = c.columns.begin + chunk.begin;
     kernels<T>().transpose(rows.count, chunk.size(), rows.of(gradients.from(0, begin)), transposed);
     for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows.count, transposed[j] + depth, T(0));
@@ -253,24 +267,34 @@ class WeightGradients {
       if (target.db) {
         kernels<T>().row_sums(chunk.size(), depth, Rows<const T>(transposed), target.db + row, !first_block);
       }
-      if (!target.dw) continue;
+      if (target.operand < 0) continue;
       const Operand<T>& operand = operands_[target.operand];
       const int64_t column =
           target.columns == operand.width ? 0 : chunk.begin % p_.shape.H() / c.block * target.columns;
-      const Rows<T> dw = Rows<T>{target.dw, target.columns}.from(row);
       operand.each_panel(column, column + target.columns, [&](int64_t panel, int64_t width) {
-        const Rows<T> into = dw.from(0, panel - column);
-        const bool adds = !(first_block && target.first);
         if constexpr (std::is_same_v<T, float>) {
-          if (bfloat16_) {
-            const BFloat16* b = reinterpret_cast<const BFloat16*>(operand.panels) + panel * depth;
-            return gemm(chunk.size(), width, depth, rounded, b, width, into, adds);
+          if (target.bfloat16_dw) {
+            panel_product(operand, panel, width, chunk.size(), depth, transposed, rounded, unrounded, false);
+            const Rows<BFloat16> into = Rows<BFloat16>{target.bfloat16_dw, target.columns}.from(row, panel - column);
+            return bfloat16_weights().round(chunk.size(), width, unrounded, into);
           }
         }
-        gemm<T>(chunk.size(), width, depth, transposed, Rows<const T>{operand.panels + panel * depth, width}, into,
-                adds);
+        const Rows<T> into = Rows<T>{target.dw, target.columns}.from(row, panel - column);
+        panel_product(operand, panel, width, chunk.size(), depth, transposed, rounded, into,
+                      !(first_block && target.first));
       });
     }
+  }
+
+  void panel_product(const Operand<T>& operand, int64_t panel, int64_t width, int64_t rows, int64_t depth,
+                     Rows<const T> transposed, Rows<const BFloat16> rounded, Rows<T> into, bool adds) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (bfloat16_) {
+        const BFloat16* b = reinterpret_cast<const BFloat16*>(operand.panels) + panel * depth;
+        return gemm(rows, width, depth, rounded, b, width, into, adds);
+      }
+    }
+    gemm<T>(rows, width, depth, transposed, {operand.panels + panel * depth, width}, into, adds);
   }
 
   void add_params(const Team& team, Rows<const T> gradients, SampleRows rows, bool first) const {
@@ -295,6 +319,7 @@ class WeightGradients {
   std::set<const T*> begun_;
   const bool bfloat16_ = uses_bfloat16<T>(p_);
   T *transposed_ = nullptr, *rounded_ = nullptr;  // of each thread, [kRowChunk, depth]
+  T* unrounded_ = nullptr;                        // of each thread, [kRowChunk, kPanelWidth]
 };
 
 }  // namespace rnnext::cpu

@@ -71,10 +71,18 @@ inline Sizes check_input(const CellShape& cell, const Tensor& given, const optio
   return s;
 }
 
-inline void check_like(const char* name, const Tensor& tensor, const Tensor& x) {
+inline void check_dtype(const char* name, const Tensor& tensor, const Tensor& x) {
   TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "rnnext: ", name, " is ", tensor.scalar_type(), " but x is ",
               x.scalar_type(), "; convert one of them");
+}
+
+inline void check_device(const char* name, const Tensor& tensor, const Tensor& x) {
   TORCH_CHECK(tensor.device() == x.device(), "rnnext: ", name, " is on ", tensor.device(), " but x is on ", x.device());
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const Tensor& x) {
+  check_dtype(name, tensor, x);
+  check_device(name, tensor, x);
 }
 
 // The weights of one direction of a layer: W_ih, W_hh, b_ih, b_hh, the cell's matrices, its parameters. A cell without
@@ -173,7 +181,10 @@ inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorL
   for (int64_t i = 0; i < scans; ++i) {
     const at::TensorList w = weights.slice(i * s.weights, s.weights);
     check_weights(cell, s, i % directions < s.D ? s.C : s.D * h, w);
-    for (const Tensor& tensor : w) check_like("a weight", tensor, x);
+    for (const Tensor& tensor : w) {
+      if (x.scalar_type() != at::kFloat || tensor.scalar_type() != at::kBFloat16) check_dtype("a weight", tensor, x);
+      check_device("a weight", tensor, x);
+    }
   }
   TORCH_CHECK(h0.empty() || static_cast<int>(h0.size()) == cell.all_states(), "rnnext: ", h0.size(),
               " initial states given, but ", cell.name, " has ", cell.all_states());

@@ -83,15 +83,22 @@ struct Steps {
   }
 };
 
-// The weights of one direction of a layer; of a cell of two streams there are as many tangents again.
+using BFloat16 = uint16_t;  // its bits
+
+// The matrices of one direction of a layer.
 template <class T>
-struct Weights {
+struct Matrices {
   T* w_ih = nullptr;             // [gates * H, C]
   T* w_hh = nullptr;             // [recurrent gates * H, width of h / heads], or null: no recurrent gates
-  T* b_ih = nullptr;             // [gates * H], or null
-  T* b_hh = nullptr;             // [recurrent gates * H], or null
   T* matrix[kMaxMatrices] = {};  // [to, from] each
-  T* param[kMaxParams] = {};     // of the width of each
+};
+
+// All its weights; of a cell of two streams there are as many tangents again.
+template <class T>
+struct Weights : Matrices<T> {
+  T* b_ih = nullptr;          // [gates * H], or null
+  T* b_hh = nullptr;          // [recurrent gates * H], or null
+  T* param[kMaxParams] = {};  // of the width of each
 };
 
 // Where the values of a group lie in a row.
@@ -169,6 +176,8 @@ struct ScanForward {
   Rows<T> sequence[kMaxStates];  // [rows, width] each, of the states but h: what they are after every step; or null
   Rows<const T> given_noise;  // [rows, width of all noise], in place of what `noise` says; or null. What there is one
                               // of for all steps lies at the first one
+  Matrices<const BFloat16>
+      bfloat16_w[kStreams];  // those kept in bfloat16, which are null in w; for backends that read it
 };
 
 template <class T>
@@ -191,6 +200,8 @@ struct ScanBackward {
   int64_t samples;          // row r of x is of sample r % samples
   Rows<const T> dsequence[kMaxStates];
   Rows<const T> given_noise;
+  Matrices<const BFloat16> bfloat16_w[kStreams];
+  Matrices<BFloat16> bfloat16_dw[kStreams];  // in place of those in dw; each of their values is written once
 };
 
 }  // namespace rnnext

@@ -2,8 +2,9 @@
 //
 // A backend is a class with static functions: scan_forward(scans) and scan_backward(scans), of vectors of ScanForward<T> and
 // ScanBackward<T>, the directions of a layer, in this order or, where side_by_side(shape, steps, bytes of a value), at the
-// same time; dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so many rows
-// are in a time block, where sequences are few enough.
+// same time; dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so
+// many rows are in a time block, where sequences are few enough. One whose kReadsBFloat16 is true takes matrices of bfloat16
+// beside float32; for the others they are converted here.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -44,7 +45,11 @@ class Stack {
         noise_(source_of(seed)),
         sequences_(sequences) {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
-    for (const Tensor& weight : weights) weights_.push_back(weight.contiguous());
+    for (const Tensor& weight : weights) {
+      dtypes_.push_back(weight.scalar_type());
+      const bool read = kReadsBFloat16 && weight.dim() == 2;
+      weights_.push_back((read ? weight : weight.to(x.scalar_type())).contiguous());
+    }
     if (batch_sizes) {
       const int64_t* n = batch_sizes->const_data_ptr<int64_t>();
       offsets_.push_back(0);
@@ -102,7 +107,8 @@ class Stack {
       if (!wanted[first_weight + i]) continue;
       std::vector<int64_t> form = weights_[i].sizes().vec();
       if (samples) form.insert(form.begin(), samples);
-      dweights[i] = s_.rows ? Backend::empty(form, weights_[i]) : weights_[i].new_zeros(form);
+      const Tensor& like = writes_bfloat16(samples) ? weights_[i] : x_;
+      dweights[i] = s_.rows ? Backend::empty(form, like) : like.new_zeros(form);
     }
     // The lowest layer that something is wanted of; the ones below it are left out.
     const bool all_layers =
@@ -152,8 +158,8 @@ class Stack {
     for (size_t k = 0; k < h0_.size(); ++k) {
       if (wanted[1 + k]) result.push_back(dstates[k]);
     }
-    for (const Tensor& dweight : dweights) {
-      if (dweight.defined()) result.push_back(dweight);
+    for (size_t i = 0; i < dweights.size(); ++i) {
+      if (dweights[i].defined()) result.push_back(dweights[i].to(dtypes_[i]));
     }
     return result;
   }
@@ -274,6 +280,21 @@ class Stack {
     return result;
   }
 
+  static constexpr bool reads_bfloat16() {
+    if constexpr (requires { Backend::kReadsBFloat16; }) return Backend::kReadsBFloat16;
+    return false;
+  }
+  static constexpr bool kReadsBFloat16 = reads_bfloat16();
+
+  // Whether the gradients of matrices kept in bfloat16 are: where nothing is added to what was written.
+  bool writes_bfloat16(int64_t samples) const {
+    bool once = cell_.streams == 1 && !checkpoint_every_ && steps(0, samples).blocks() <= 1;
+    for (int k = 0; k < cell_.products; ++k) {
+      for (int other = 0; other < k; ++other) once &= cell_.product[k].matrix != cell_.product[other].matrix;
+    }
+    return once;
+  }
+
   // The first of the weights of layer l, direction d; of the tangents for stream 1.
   int64_t first_weight(int stream, int64_t l, int64_t d) const { return ((stream * s_.L + l) * s_.D + d) * s_.weights; }
 
@@ -298,12 +319,12 @@ class Stack {
     return states[k].data_ptr<T>() + (l * s_.D + d) * s_.N * states[k].size(2);
   }
 
+  // Those that are defined and of type T.
   template <class T>
   Weights<T> weights_of(const std::vector<Tensor>& tensors, int64_t first) const {
-    using Value = std::remove_const_t<T>;
     auto data = [&]() -> T* {
       const Tensor& tensor = tensors[first++];
-      return tensor.defined() ? tensor.data_ptr<Value>() : nullptr;
+      return tensor.defined() && tensor.scalar_type() == dtype_of<T>() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
     };
     const bool recurrent = cell_.recurrent_gates() > 0;
     Weights<T> w;
@@ -314,6 +335,12 @@ class Stack {
     for (int m = 0; m < cell_.matrices; ++m) w.matrix[m] = data();
     for (int k = 0; k < cell_.params.count; ++k) w.param[k] = data();
     return w;
+  }
+
+  template <class T>
+  static constexpr at::ScalarType dtype_of() {
+    using Value = std::remove_const_t<T>;
+    return std::is_same_v<Value, BFloat16> ? at::kBFloat16 : c10::CppTypeToScalarType<Value>::value;
   }
 
   static NoiseSource source_of(const optional<Tensor>& seed) {
@@ -341,6 +368,7 @@ class Stack {
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
+      p.bfloat16_w[stream] = weights_of<const BFloat16>(weights_, first_weight(stream, l, d));
     }
     return p;
   }
@@ -375,6 +403,8 @@ class Stack {
       p.x[stream] = rows_of<T>(x, stream);
       p.w[stream] = weights_of<const T>(weights_, first_weight(stream, l, d));
       p.dw[stream] = weights_of<T>(dweights, first_weight(stream, l, d));
+      p.bfloat16_w[stream] = weights_of<const BFloat16>(weights_, first_weight(stream, l, d));
+      p.bfloat16_dw[stream] = weights_of<BFloat16>(dweights, first_weight(stream, l, d));
       p.y[stream] = rows_of<T>(y, stream, d * h_);
       if (dy.defined()) p.dy[stream] = rows_of<T>(dy, stream, d * h_);
       if (dx.defined()) p.dx[stream] = rows_of<T>(dx, stream);
@@ -441,6 +471,7 @@ class Stack {
   const NoiseSource noise_;
   const bool sequences_;
   std::vector<Tensor> h0_, weights_;
+  std::vector<at::ScalarType> dtypes_;  // of the weights as given
   std::vector<int64_t> offsets_;
 };
 

@@ -10,7 +10,8 @@ static bool supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-const InstructionSet avx2_set{"avx2", &supported, nullptr, &avx2::table<float>, &avx2::table<double>};
+const InstructionSet avx2_set{
+    "avx2", &supported, nullptr, &avx2::table<float>, &avx2::table<double>, &avx2::bfloat16_weights};
 
 }  // namespace rnnext
 

@@ -11,8 +11,12 @@ static bool supported() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-const InstructionSet avx512_set{"avx512", &supported, &avx512_bf16_kernels, &avx512::table<float>,
-                                &avx512::table<double>};
+const InstructionSet avx512_set{"avx512",
+                                &supported,
+                                &avx512_bf16_kernels,
+                                &avx512::table<float>,
+                                &avx512::table<double>,
+                                &avx512::bfloat16_weights};
 
 }  // namespace rnnext
 

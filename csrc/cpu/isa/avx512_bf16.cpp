@@ -14,7 +14,7 @@ static bool supported() {
 }
 
 const BFloat16Kernels avx512_bf16_kernels{&supported, &avx512_bf16::gemm_pairs, &avx512_bf16::round_rows,
-                                          &avx512_bf16::round_pair};
+                                          &avx512_bf16::round_pair, &avx512_bf16::join_pair};
 
 }  // namespace rnnext
 

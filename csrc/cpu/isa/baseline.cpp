@@ -9,7 +9,8 @@ static bool supported() {
   return true;
 }
 
-const InstructionSet baseline_set{"baseline", &supported, nullptr, &baseline::table<float>, &baseline::table<double>};
+const InstructionSet baseline_set{
+    "baseline", &supported, nullptr, &baseline::table<float>, &baseline::table<double>, &baseline::bfloat16_weights};
 
 }  // namespace rnnext
 
