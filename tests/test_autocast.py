@@ -85,10 +85,10 @@ def test_regions_nest(kind: Any) -> None:
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda k: k.__name__)
 def test_packed_input_and_lengths(kind: Any) -> None:
     layer, x = make(kind, num_layers=2, bidirectional=True).eval(), torch.randn(T, N, C)
-    packed = pack_padded_sequence(x, torch.tensor([5, 2, 2, 1]))
-    expected = [layer(packed), layer(x, lengths=[2, 5, 1, 4])]
+    packed = pack_padded_sequence(x, torch.tensor([3, 2, 2, 1]))
+    expected = [layer(packed), layer(x, lengths=[2, 3, 1, 3])]
     with torch.autocast("cpu", torch.bfloat16):
-        results = [layer(packed), layer(x, lengths=[2, 5, 1, 4])]
+        results = [layer(packed), layer(x, lengths=[2, 3, 1, 3])]
     for a, b in zip(tensors(results), tensors(expected), strict=True):
         assert torch.equal(a, b.bfloat16())
 

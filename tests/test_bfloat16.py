@@ -91,6 +91,115 @@ def test_every_tile() -> None:
             assert error(result[name], expected[name]) < 10 * EPS, (case, name)
 
 
+def kept(cell: str, x: Tensor, h0: Any, weights: Any, **options: Any) -> list[Tensor]:
+    """The op, of weights that are kept in bfloat16."""
+    return with_bfloat16(cell, x, h0, [w.bfloat16() for w in weights], **options)
+
+
+KEPT = (
+    *CASES,
+    Case(T=1, N=1, C=7, H=1),
+    Case(T=1, N=1, C=33, H=65),
+    Case(T=2, N=3, C=1, H=5, L=2, D=2),
+    Case(T=4, N=0, C=3, H=5),
+    Case(T=300, N=4, C=5, H=22),  # two time blocks
+)
+
+
+@pytest.mark.parametrize("cell", [*CELLS, *SOME])
+@pytest.mark.parametrize("case", KEPT, ids=str)
+def test_weights_kept_in_bfloat16(cell: str, case: Case, poisoned_memory: None) -> None:
+    """The bits are those of the same weights in float32, and of their gradients rounded."""
+    data = data_of(cell, case).rounded(torch.bfloat16)
+    wide, narrow = data.run(with_bfloat16, torch.float32), data.run(kept, torch.float32)
+    weights = set(data.names[-len(data.weights) :])
+    for name in data.names:
+        expected = wide[name].bfloat16().float() if name in weights else wide[name]
+        assert torch.equal(narrow[name], expected), name
+
+
+@pytest.mark.parametrize("threads_used", [1, 2, 3])
+def test_weights_kept_in_bfloat16_on_several_threads(threads_used: int, threads: None) -> None:
+    torch.set_num_threads(threads_used)
+    for case in (Case(T=20, N=1, C=65, H=330), Case(T=1, N=1, C=512, H=129)):
+        test_weights_kept_in_bfloat16("GRU", case, None)
+
+
+def test_weights_that_lie_apart_and_some_in_bfloat16() -> None:
+    """Transposed, every second column, and biases of either dtype."""
+    data = Data("LSTM", Case(T=3, N=2, C=9, H=11)).rounded(torch.bfloat16)
+    x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float32)])
+    expected = with_bfloat16("LSTM", x, h0, weights, **data.options)
+    w_ih, w_hh, *biases = weights
+    apart = torch.stack([w_hh, w_hh], 2).bfloat16()[:, :, 1]
+    for half in ([0, 1, 2, 3], [0], [1], [2, 3]):
+        given = [w_ih.bfloat16().t().contiguous().t(), apart, *(b.bfloat16() for b in biases)]
+        mixed = [g if k in half else w for k, (g, w) in enumerate(zip(given, weights, strict=True))]
+        results = with_bfloat16("LSTM", x, h0, mixed, **data.options)
+        assert all(map(torch.equal, results, expected)), half
+
+
+@pytest.mark.parametrize("every", [0, 2])
+@pytest.mark.parametrize("samples", [0, 2])
+def test_gradients_have_the_dtype_of_the_weights(every: int, samples: int) -> None:
+    """With checkpoints, and of samples."""
+    data = Data("GRU", Case(T=5, N=4, C=3, H=6)).rounded(torch.bfloat16)
+    x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float32)])
+    options = data.positional_options
+    found = []
+    for given in (weights, [w.bfloat16() for w in weights]):
+        call = ("GRU", x, h0, given, *options)
+        y, h_n, *saved = torch.ops.rnnext.rnn_train(*call, torch.bfloat16, every)
+        grads, mask = [torch.ones_like(y), None], [True] * (2 + len(weights))
+        arguments = (grads, y, saved, *call, mask, samples, torch.bfloat16, every)
+        found.append(torch.ops.rnnext.rnn_backward(*arguments))
+    (dx, dh0, *wide), (dx_too, dh0_too, *narrow) = found
+    assert torch.equal(dx, dx_too)
+    assert torch.equal(dh0, dh0_too)
+    assert {w.dtype for w in narrow} == {torch.bfloat16}
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(wide, narrow, strict=True))
+
+
+def test_opcheck_of_weights_kept_in_bfloat16() -> None:
+    data = Data("LSTM", Case(T=9, N=5, C=3, H=6, L=2, D=2))
+    x, h0, weights = data.split(data.inputs(torch.float32))
+    given = [w.detach().bfloat16().requires_grad_() for w in weights]
+    arguments = (data.cell, x, h0, given, *data.positional_options, torch.bfloat16)
+    torch.library.opcheck(torch.ops.rnnext.rnn.default, arguments)
+
+
+def test_weights_of_other_dtypes_are_refused() -> None:
+    data = Data("GRU", Case(T=3, N=2, C=4, H=5))
+    x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float64)])
+    for of_x, of_weights in ((torch.float64, torch.bfloat16), (torch.float32, torch.float16)):
+        given = x.to(of_x), [h.to(of_x) for h in h0], [w.to(of_weights) for w in weights]
+        with pytest.raises(RuntimeError, match="a weight is .* but x is .*; convert one"):
+            with_bfloat16("GRU", *given, **data.options)
+
+
+# The bits of float32's gradients, rounded: on any processor, odd sizes, rows few and many.
+KEEPS = """
+import torch, rnnext
+from rnnext import ops
+for T, N, C, H in ((1, 1, 33, 65), (3, 2, 5, 1), (40, 3, 7, 30), (9, 1, 200, 129)):
+    x = torch.randn(T, N, C)
+    weights = [(torch.randn(s) / 8).bfloat16() for s in ((3 * H, C), (3 * H, H), (3 * H,), (3 * H,))]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = [w.to(dtype).requires_grad_() for w in weights]
+        y = torch.ops.rnnext.rnn("GRU", x, [], given, None, None, 1, False, 0.0, [])[0]
+        found.append([y, *torch.autograd.grad(y.square().sum(), given)])
+    assert all(map(torch.equal, [t.to(o.dtype) for t, o in zip(*found)], found[1])), (T, N, C, H)
+"""
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_weights_kept_in_bfloat16_by_every_set(isa: str) -> None:
+    result = run_python(KEEPS, RNNEXT_ISA=isa)
+    if "this processor lacks it" not in result.stderr:
+        assert result.returncode == 0, result.stderr
+
+
 TRAINS = """
 import torch, rnnext
 layer = rnnext.LSTM(8, 16, dtype=torch.bfloat16)

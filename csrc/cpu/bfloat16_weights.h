@@ -36,9 +36,15 @@ RNNEXT_INLINE void store_halves(Halves values, uint16_t* p, int64_t n) {
 #endif
 }
 
-// The first n values, 0 < n <= width, as bits of float; the others are zero.
+// The first n values, 0 < n <= width, as bits of float; the others are zero. (GCC widens a vector by parts.)
 RNNEXT_INLINE Vec<float>::Bits bits_of(const uint16_t* p, int64_t n) {
+#if RNNEXT_VECTOR_BYTES == 64
+  return (Vec<float>::Bits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)load_halves(p, n)) << 16;
+#elif RNNEXT_VECTOR_BYTES == 32
+  return (Vec<float>::Bits)_mm256_cvtepu16_epi32((__m128i)load_halves(p, n)) << 16;
+#else
   return __builtin_convertvector(load_halves(p, n), Vec<float>::Bits) << 16;
+#endif
 }
 
 // The first n values as floats, whatever they are kept in.
@@ -64,7 +70,12 @@ RNNEXT_INLINE Halves rounded(Vec<float> values) {
   using Bits = Vec<float>::Bits;
   const Bits bits = values.bits();
   const Bits nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = Bits{} + 0x7fc0;
-  return __builtin_convertvector(Bits((values == values) ? nearest : nan), Halves);
+  const Bits result = (values == values) ? nearest : nan;
+#if RNNEXT_VECTOR_BYTES == 64
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)result);
+#else
+  return __builtin_convertvector(result, Halves);
+#endif
 }
 
 inline void round(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst) {

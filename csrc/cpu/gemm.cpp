@@ -62,55 +62,69 @@ void RightMatrix<T>::pack(const Team& team, const Source<T>& w, bool transposed,
     buffer_ = buffer;
   }
   if (packing_ == Packing::kInPlace) return;
-  const Range mine = team.share(panels_.size());
-  for (int64_t i = mine.begin; i < mine.end; ++i) pack_panel(w, transposed, buffer, panels_[i].columns);
+  // As the weights lie in memory: by rows of w, which belong to one panel or to all.
+  if (transposed) {
+    const Range mine = team.share(panels_.size());
+    for (int64_t i = mine.begin; i < mine.end; ++i) pack_transposed(w, buffer, panels_[i].columns);
+  } else {
+    const Range mine = team.share(depth_, 2);
+    for (int64_t k = mine.begin; k < mine.end; k += 2) pack_two_rows(w, buffer, k);
+  }
 }
 
+// A panel of w^T, for w [columns, depth].
 template <class T>
-void RightMatrix<T>::pack_panel(const Source<T>& w, bool transposed, T* buffer, Range columns) const {
+void RightMatrix<T>::pack_transposed(const Source<T>& w, T* buffer, Range columns) const {
   const int64_t width = columns.size();
-  const Source<T> part = transposed ? w.from(columns.begin) : w.from(0, columns.begin);
-  if (packing_ == Packing::kBFloat16) {
-    return pack_panel_of_pairs(part, transposed, buffer + columns.begin * even(depth_) / 2, width);
-  }
-  const Rows<T> panel{buffer + columns.begin * depth_, width};
+  const Source<T> part = w.from(columns.begin);
   Rows<const T> values = part.values;
+  int64_t depth = depth_;
   if constexpr (std::is_same_v<T, float>) {
-    if (part.bfloat16) {
-      const Rows<T> widened = transposed ? scratch<T>(width, depth_) : panel;
-      bfloat16_weights().widen(transposed ? width : depth_, transposed ? depth_ : width, part.bfloat16, widened);
-      if (!transposed) return;
+    if (packing_ == Packing::kBFloat16) {  // pairs of values, moved as one
+      Rows<const BFloat16> rows = part.bfloat16;
+      if (!rows || rows.stride % 2) {
+        const Rows<BFloat16> rounded = scratch<BFloat16>(width, even(depth_));
+        rows ? copy_even(width, depth_, rows, rounded)
+             : bfloat16_kernels()->round_rows(width, depth_, part.values, rounded);
+        rows = rounded;
+      }
+      depth = even(depth_) / 2;
+      values = {reinterpret_cast<const T*>(rows.data), rows.stride / 2};
+    } else if (part.bfloat16) {
+      const Rows<T> widened = scratch<T>(width, depth_);
+      bfloat16_weights().widen(width, depth_, part.bfloat16, widened);
       values = widened;
     }
   }
-  if (transposed) return kernels<T>().transpose(width, depth_, values, panel);
-  for (int64_t k = 0; k < depth_; ++k) std::copy_n(values[k], width, panel[k]);
+  kernels<T>().transpose(width, depth, values, {buffer + columns.begin * depth, width});
 }
 
-// Of w, [width, depth] or, not transposed, [depth, width].
+// Rows k and k + 1, where there is one, of w [depth, columns] in all panels.
 template <class T>
-void RightMatrix<T>::pack_panel_of_pairs(const Source<T>& w, bool transposed, T* panel, int64_t width) const {
-  if constexpr (std::is_same_v<T, float>) {
-    if (transposed) {  // pairs of values, moved as one
-      Rows<const BFloat16> rows = w.bfloat16;
-      if (!rows || rows.stride % 2) {
-        const Rows<BFloat16> rounded = scratch<BFloat16>(width, even(depth_));
-        w.bfloat16 ? copy_even(width, depth_, rows, rounded)
-                   : bfloat16_kernels()->round_rows(width, depth_, w.values, rounded);
-        rows = rounded;
-      }
-      const Rows<const T> pairs{reinterpret_cast<const T*>(rows.data), rows.stride / 2};
-      return kernels<T>().transpose(width, even(depth_) / 2, pairs, {panel, width});
-    }
-    for (int64_t k = 0; k < depth_; k += 2) {
-      BFloat16* target = reinterpret_cast<BFloat16*>(panel + k / 2 * width);
-      const bool whole = k + 1 < depth_;
-      if (w.bfloat16) {
-        bfloat16_kernels()->join_pair(width, w.bfloat16[k], whole ? w.bfloat16[k + 1] : nullptr, target);
-      } else {
-        bfloat16_kernels()->round_pair(width, w.values[k], whole ? w.values[k + 1] : nullptr, target);
+void RightMatrix<T>::pack_two_rows(const Source<T>& w, T* buffer, int64_t k) const {
+  const int64_t rows = std::min<int64_t>(2, depth_ - k);
+  for (const Panel& panel : panels_) {
+    const int64_t begin = panel.columns.begin, width = panel.columns.size();
+    const Source<T> part = w.from(k, begin);
+    if constexpr (std::is_same_v<T, float>) {
+      if (packing_ == Packing::kBFloat16) {
+        auto* pairs = reinterpret_cast<BFloat16*>(buffer + begin * even(depth_) / 2 + k / 2 * width);
+        if (part.bfloat16) {
+          bfloat16_kernels()->join_pair(width, part.bfloat16[0], rows == 2 ? part.bfloat16[1] : nullptr, pairs);
+        } else {
+          bfloat16_kernels()->round_pair(width, part.values[0], rows == 2 ? part.values[1] : nullptr, pairs);
+        }
+        continue;
       }
     }
+    const Rows<T> target{buffer + begin * depth_ + k * width, width};
+    if constexpr (std::is_same_v<T, float>) {
+      if (part.bfloat16) {
+        bfloat16_weights().widen(rows, width, part.bfloat16, target);
+        continue;
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(part.values[i], width, target[i]);
   }
 }
 

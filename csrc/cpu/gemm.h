@@ -91,8 +91,8 @@ class RightMatrix {
     int64_t operand;  // the first column of A
   };
 
-  void pack_panel(const Source<T>& w, bool transposed, T* buffer, Range columns) const;
-  void pack_panel_of_pairs(const Source<T>& w, bool transposed, T* panel, int64_t width) const;
+  void pack_transposed(const Source<T>& w, T* buffer, Range columns) const;
+  void pack_two_rows(const Source<T>& w, T* buffer, int64_t k) const;
   // `Left`: T, or BFloat16
   template <class Left>
   void panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,

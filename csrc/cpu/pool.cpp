@@ -13,7 +13,7 @@
 namespace rnnext::cpu {
 namespace {
 
-constexpr size_t kLarge = size_t{4} << 20, kKept = size_t{256} << 20;  // bytes
+constexpr size_t kLarge = size_t{1} << 20, kKept = size_t{256} << 20;  // bytes
 
 class Pool final : public c10::Allocator {
  public:
