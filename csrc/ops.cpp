@@ -3,7 +3,8 @@
 // x [T, N, C], or packed [rows, C] with batch_sizes [T], the last of which may be 0. Packed rows are as many as the sum
 // of batch_sizes; or more, up to T * N, and those after the sum are padding: never read, zero in y. h0: one [L * D, N,
 // width] for each state of the cell, or none. weights: W_ih, W_hh (, b_ih, b_hh), the cell's own matrices and
-// parameters, of each layer and direction, in torch.nn's order. seed: an integer, of the dropout between layers and of
+// parameters, of each layer and direction, in torch.nn's order; each of the dtype of x, or where x is float32 bfloat16, in
+// which its gradient is too. seed: an integer, of the dropout between layers and of
 // the cell's noise; or in its place that noise itself, [L * D, rows of x, width of all noise]; without it there is
 // none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls
 // of an op lose lists that are empty. operand_dtype: float16 or bfloat16, to which products of float32 may round their

@@ -59,7 +59,7 @@ def rnn(
             list for zeros.
         weights: ``W_ih [G * H, C or D * H]``, ``W_hh [G * H, H]`` and, with biases,
             ``b_ih [G * H]``, ``b_hh [G * H]`` of each layer and direction, in the order of
-            :class:`torch.nn.LSTM`.
+            :class:`torch.nn.LSTM`. Each has the dtype of x; beside x in float32 it may be bfloat16.
         batch_sizes: how many sequences are alive at each step: int64 on the CPU, ``[T]``, never
             increasing; the last ones may be 0. x may have further rows, up to ``T * N`` in all:
             these are padding, never read, and zero in y.

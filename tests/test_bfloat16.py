@@ -149,7 +149,7 @@ def test_gradients_have_the_dtype_of_the_weights(every: int, samples: int) -> No
     found = []
     for given in (weights, [w.bfloat16() for w in weights]):
         call = ("GRU", x, h0, given, *options)
-        y, h_n, *saved = torch.ops.rnnext.rnn_train(*call, torch.bfloat16, every)
+        y, _, *saved = torch.ops.rnnext.rnn_train(*call, torch.bfloat16, every)
         grads, mask = [torch.ones_like(y), None], [True] * (2 + len(weights))
         arguments = (grads, y, saved, *call, mask, samples, torch.bfloat16, every)
         found.append(torch.ops.rnnext.rnn_backward(*arguments))
@@ -173,7 +173,7 @@ def test_weights_of_other_dtypes_are_refused() -> None:
     x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float64)])
     for of_x, of_weights in ((torch.float64, torch.bfloat16), (torch.float32, torch.float16)):
         given = x.to(of_x), [h.to(of_x) for h in h0], [w.to(of_weights) for w in weights]
-        with pytest.raises(RuntimeError, match="a weight is .* but x is .*; convert one"):
+        with pytest.raises(RuntimeError, match=r"a weight is .* but x is .*; convert one"):
             with_bfloat16("GRU", *given, **data.options)
 
 
@@ -183,7 +183,8 @@ import torch, rnnext
 from rnnext import ops
 for T, N, C, H in ((1, 1, 33, 65), (3, 2, 5, 1), (40, 3, 7, 30), (9, 1, 200, 129)):
     x = torch.randn(T, N, C)
-    weights = [(torch.randn(s) / 8).bfloat16() for s in ((3 * H, C), (3 * H, H), (3 * H,), (3 * H,))]
+    shapes = ((3 * H, C), (3 * H, H), (3 * H,), (3 * H,))
+    weights = [(torch.randn(shape) / 8).bfloat16() for shape in shapes]
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         given = [w.to(dtype).requires_grad_() for w in weights]

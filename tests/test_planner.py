@@ -175,7 +175,11 @@ def test_bfloat16() -> None:
         return
     assert "W_ih packed in bfloat16, W_hh packed in bfloat16" in even
     assert "W_ih packed in bfloat16, W_hh packed;" in odd  # gates must begin at an even row
-    assert "bfloat16" not in plan(layers[0], 1, 1)  # read in place
+    for rows, forward, backward in ((7, 0, 0), (8, 0, 1), (15, 0, 1), (16, 1, 1)):
+        lines = plan(layers[0], rows, 1, threads=1).splitlines()
+        packed = ["W_ih packed in bfloat16, W_hh packed in bfloat16" in line for line in lines]
+        assert packed == [forward, backward], rows
+        assert IN_PLACE in lines[0] or forward
     assert "bfloat16" not in plan(rnnext.LSTM(64, 64, dtype=torch.float16), 20, 8)
 
 

@@ -23,7 +23,8 @@ inline void gemm_pairs(int64_t m, int64_t n, int64_t pairs, Rows<const float> a,
 
 // Sixteen values, as the lower halves of integers.
 RNNEXT_INLINE Vec<float>::Bits rounded(const float* values, int64_t n) {
-  return (Vec<float>::Bits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)_mm512_cvtneps_pbh(Vec<float>::load(values, n).v));
+  return (Vec<float>::Bits)_mm512_maskz_cvtepu16_epi32(0xffff,
+                                                       (__m256i)_mm512_cvtneps_pbh(Vec<float>::load(values, n).v));
 }
 
 inline void round_rows(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst) {

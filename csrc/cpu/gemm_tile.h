@@ -58,6 +58,10 @@ RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<cons
   for (int64_t l = 0; l < k; ++l) {
 #pragma GCC unroll 16
     for (int j = 0; j < V; ++j) row[j] = load(b[l], j);
+    if constexpr (V >= 8) {  // of B as it lies, whose next rows the processor does not foresee
+#pragma GCC unroll 16
+      for (int j = 0; j < V; j += 64 / (width * sizeof(B))) __builtin_prefetch(b[l + 8] + j * width);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       const Values factor(a[i][l]);

@@ -9,9 +9,10 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// M by 4 dot products at a time, so that their loads overlap and serve several of them.
+// M by 4 dot products at a time, so that their loads overlap and serve several of them. `next`: to the rows that come after
+// these, which the processor does not foresee.
 template <int M, class T, class W>
-RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, Rows<T> c,
+RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, int64_t next, Rows<T> c,
                             bool accumulate) {
   using Values = Vec<T>;
   Values sums[M][4];
@@ -21,6 +22,9 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* 
   const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
     Values w[4];
     for (int q = 0; q < 4; ++q) w[q] = widened(rows[q] + l, some);
+    if (M == 1) {
+      for (int q = 0; q < 4; ++q) __builtin_prefetch(rows[q] + l + next);
+    }
     for (int i = 0; i < M; ++i) {
       const Values x = Values::load(a[i] + l, some);
       for (int q = 0; q < 4; ++q) sums[i][q] = fma(x, w[q], sums[i][q]);
@@ -43,8 +47,8 @@ void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<cons
     const W* rows[4];
     for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
     int64_t i = 0;
-    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, c.from(i, j), accumulate);
-    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, c.from(i, j), accumulate);
+    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
+    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
   }
 }
 

@@ -14,6 +14,7 @@ namespace {
 struct Backend {
   // A block's products fill the device, and its buffers take some hundred megabytes at most.
   static constexpr int64_t kBlockRows = 4096;
+  static constexpr bool kReadsBFloat16 = false;
 
   using DeviceGuard = cuda::DeviceGuard;
 

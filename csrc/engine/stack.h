@@ -47,7 +47,7 @@ class Stack {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) {
       dtypes_.push_back(weight.scalar_type());
-      const bool read = kReadsBFloat16 && weight.dim() == 2;
+      const bool read = Backend::kReadsBFloat16 && weight.dim() == 2;
       weights_.push_back((read ? weight : weight.to(x.scalar_type())).contiguous());
     }
     if (batch_sizes) {
@@ -279,12 +279,6 @@ class Stack {
     }
     return result;
   }
-
-  static constexpr bool reads_bfloat16() {
-    if constexpr (requires { Backend::kReadsBFloat16; }) return Backend::kReadsBFloat16;
-    return false;
-  }
-  static constexpr bool kReadsBFloat16 = reads_bfloat16();
 
   // Whether the gradients of matrices kept in bfloat16 are: where nothing is added to what was written.
   bool writes_bfloat16(int64_t samples) const {
