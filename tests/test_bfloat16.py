@@ -125,18 +125,20 @@ def test_weights_kept_in_bfloat16_on_several_threads(threads_used: int, threads:
         test_weights_kept_in_bfloat16("GRU", case, None)
 
 
-def test_weights_that_lie_apart_and_some_in_bfloat16() -> None:
-    """Transposed, every second column, and biases of either dtype."""
-    data = Data("LSTM", Case(T=3, N=2, C=9, H=11)).rounded(torch.bfloat16)
+@pytest.mark.parametrize("case", [Case(T=3, N=2, C=9, H=11), Case(T=20, N=2, C=10, H=12)], ids=str)
+def test_weights_that_lie_anywhere_and_some_in_bfloat16(case: Case) -> None:
+    """Transposed, every second column, at an odd address, and biases of either dtype."""
+    data = Data("LSTM", case).rounded(torch.bfloat16)
     x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float32)])
     expected = with_bfloat16("LSTM", x, h0, weights, **data.options)
-    w_ih, w_hh, *biases = weights
-    apart = torch.stack([w_hh, w_hh], 2).bfloat16()[:, :, 1]
-    for half in ([0, 1, 2, 3], [0], [1], [2, 3]):
-        given = [w_ih.bfloat16().t().contiguous().t(), apart, *(b.bfloat16() for b in biases)]
-        mixed = [g if k in half else w for k, (g, w) in enumerate(zip(given, weights, strict=True))]
-        results = with_bfloat16("LSTM", x, h0, mixed, **data.options)
-        assert all(map(torch.equal, results, expected)), half
+    w_ih, w_hh, *biases = (w.bfloat16() for w in weights)
+    transposed, apart = w_ih.t().contiguous().t(), torch.stack([w_hh, w_hh], 2)[:, :, 1]
+    odd = [torch.cat([w.new_zeros(1), w.flatten()])[1:].view_as(w) for w in (w_ih, w_hh)]
+    for given in ([transposed, apart, *biases], [*odd, *biases]):
+        for half in ([0, 1, 2, 3], [0], [1], [2, 3]):
+            mixed = [given[k] if k in half else w for k, w in enumerate(weights)]
+            results = with_bfloat16("LSTM", x, h0, mixed, **data.options)
+            assert all(map(torch.equal, results, expected)), half
 
 
 @pytest.mark.parametrize("every", [0, 2])
