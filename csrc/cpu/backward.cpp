@@ -22,7 +22,7 @@ struct StepProduct {
 // What the threads of a team share.
 template <class T>
 struct Shared : BackwardBuffers<T> {
-  using BackwardBuffers<T>::operands, BackwardBuffers<T>::operand_layout;
+  using BackwardBuffers<T>::operands, BackwardBuffers<T>::operand_layout, BackwardBuffers<T>::gradient_layout;
 
   const ScanBackward<T>& p;
   const Shape& shape = p.shape;
@@ -36,10 +36,10 @@ struct Shared : BackwardBuffers<T> {
   Workspace<T> workspace;
 
   explicit Shared(const ScanBackward<T>& params)
-      : BackwardBuffers<T>(params.shape),
+      : BackwardBuffers<T>(params.shape, true),
         p(params),
         weights{.transposed = false},
-        weight_gradients(params, plan.threads) {
+        weight_gradients(params, *this, plan.threads) {
     this->each(shape, p.steps, [&](T** buffer, int64_t count) { workspace.add(buffer, count); });
     add_weights();
     weights.add_buffers(workspace);
@@ -58,7 +58,7 @@ struct Shared : BackwardBuffers<T> {
   }
 
   // The first column of gradient k of a stream.
-  int64_t column(int stream, int k) const { return shape.gradients.offset[stream * cell.gradients() + k]; }
+  int64_t column(int stream, int k) const { return gradient_layout.offset[stream * cell.gradients() + k]; }
 
  private:
   std::vector<Range> pieces(int64_t width) const {
@@ -141,6 +141,7 @@ class Backward {
 
   void begin() {
     s_.weights.pack(team_);
+    s_.weight_gradients.begin(team_);
     team_.sync();
   }
 
@@ -163,7 +164,7 @@ class Backward {
     const Range rows = p_.steps.rows_of(block);
     for (int target = 0; target < s_.cell.streams; ++target) {
       for (int source = target; source < s_.cell.streams; ++source) {
-        const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.shape.gradients.columns};
+        const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.gradient_layout.columns};
         s_.weights.ih[source - target].matrix.multiply(team_, rows.size(), da, p_.dx[target].from(rows.begin),
                                                        p_.accumulate_dx || source != target);
       }
@@ -171,8 +172,7 @@ class Backward {
   }
 
   void weight_gradients(int64_t block, bool first) {
-    s_.weight_gradients.add_block(team_, block, {s_.gradients, s_.shape.gradients.columns}, s_.zeros,
-                                  first && !p_.accumulate_dw);
+    s_.weight_gradients.add_block(team_, block, first && !p_.accumulate_dw);
     team_.sync();  // the gradients and the panels may be written again
   }
 
@@ -239,7 +239,7 @@ class Backward {
     const int64_t row = p_.steps.first(t) + sequences.begin - first_row_;
     for (const StepProduct<T>& product : s_.products) {
       if (product.before != stage || !product.depths.size()) continue;
-      const Rows<const T> gradient{s_.gradients, s_.shape.gradients.columns};
+      const Rows<const T> gradient{s_.gradients, s_.gradient_layout.columns};
       product.matrix->multiply(sequences.size(), gradient.from(row, product.gradient), product.depths,
                                product.target.from(sequences.begin), product.accumulate, part, part + 1);
     }

@@ -27,12 +27,14 @@ struct Register;
 template <>
 struct Register<float> {
   typedef float Values __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef float InMemory __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(sizeof(float))));
   typedef int32_t Mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef uint32_t Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 };
 template <>
 struct Register<double> {
   typedef double Values __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef double InMemory __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(sizeof(double))));
   typedef int64_t Mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef uint64_t Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 };
@@ -161,7 +163,8 @@ struct Vec {
     std::memcpy(&r.v, p, sizeof(Native));
     return r;
   }
-  RNNEXT_INLINE void store(T* p) const { std::memcpy(p, &v, sizeof(Native)); }
+  // A store of Ts: after a memcpy the compiler would read every pointer and size that lies in memory again.
+  RNNEXT_INLINE void store(T* p) const { *reinterpret_cast<typename Register<T>::InMemory*>(p) = v; }
 
   // The first n values, 0 < n <= width; the others are zero, so that a tail runs through the same instructions.
   RNNEXT_INLINE static Vec load(const T* p, int64_t n) { return n == width ? load(p) : Vec(load_some(p, n)); }

@@ -37,7 +37,7 @@ void forward(const StepForward<T>& p) {
 
 template <class T, class C, int Stage>
 void backward(const StepBackward<T>& p) {
-  using U = BackwardUnits<T, C, Stage>;
+  using U = BackwardUnits<T, C, Stage, true>;
   for_each_unit<U>(p, [](U& u) __attribute__((always_inline)) { C::template backward<Stage>(u); });
 }
 

@@ -72,7 +72,8 @@ struct SampleRows {
 template <class T>
 class WeightGradients {
  public:
-  WeightGradients(const ScanBackward<T>& params, int threads) : p_(params), threads_(threads) {
+  WeightGradients(const ScanBackward<T>& params, const BackwardBuffers<T>& buffers, int threads)
+      : p_(params), b_(buffers), layout_(buffers.gradient_layout), threads_(threads) {
     const CellShape& cell = *p_.shape.cell;
     for (int s = 0; s < cell.streams; ++s) {
       add_gates(s);
@@ -91,12 +92,18 @@ class WeightGradients {
     workspace.add(&unrounded_, writes_bfloat16() ? threads_ * kRowChunk * kPanelWidth : 0);
   }
 
-  // Adds what a block gives; `gradients` has its rows. The threads do not meet after it.
-  void add_block(const Team& team, int64_t block, Rows<const T> gradients, const T* zeros, bool first) const {
+  // Before the first block; the threads do not meet after it.
+  void begin(const Team& team) const {
+    const Range mine = team.share(p_.steps.N * b_.param_layout.columns);
+    std::fill(b_.param_sums + mine.begin, b_.param_sums + mine.end, T(0));
+  }
+
+  // Adds what a block gives. The threads do not meet after it.
+  void add_block(const Team& team, int64_t block, bool first) const {
     const int64_t rows = p_.steps.rows_of(block).size() / p_.samples;
     for (int64_t sample = 0; sample < p_.samples; ++sample) {
       if (sample > 0) team.sync();  // the panels may be written again
-      add_sample(team, block, {sample, p_.samples, rows}, gradients, zeros, first);
+      add_sample(team, block, {sample, p_.samples, rows}, first);
     }
   }
 
@@ -116,10 +123,10 @@ class WeightGradients {
     return ((depth + line - 1) / line | 1) * line;
   }
 
-  void add_sample(const Team& team, int64_t block, SampleRows rows, Rows<const T> gradients, const T* zeros,
-                  bool first) const {
+  void add_sample(const Team& team, int64_t block, SampleRows rows, bool first) const {
     const int64_t depth = depth_of(rows.count);
-    for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, zeros);
+    const Rows<const T> gradients{b_.gradients, layout_.columns};
+    for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, b_.zeros);
     team.sync();
     const Rows<T> transposed{transposed_ + team.rank * kRowChunk * stride_of(most_depth()), stride_of(depth)};
     const Rows<BFloat16> rounded{reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth(), depth};
@@ -131,7 +138,7 @@ class WeightGradients {
         add_chunk(c, {i, end}, gradients, rows, depth, transposed, rounded, unrounded, first);
       }
     }
-    add_params(team, gradients, rows, first);
+    add_params(team, rows, first);
   }
 
   int add(const Operand<T>& operand) {
@@ -147,8 +154,8 @@ class WeightGradients {
   void add_gates(int s) {
     const Shape& shape = p_.shape;
     const CellShape& cell = *shape.cell;
-    const int64_t H = shape.H(), base = shape.gradients.offset[s * cell.gradients()];
-    const int64_t block = shape.heads > 1 ? H / shape.heads : shape.gradients.columns;
+    const int64_t H = shape.H(), base = layout_.offset[s * cell.gradients()];
+    const int64_t block = shape.heads > 1 ? H / shape.heads : layout_.columns;
     std::vector<Target<T>> inputs, hidden;
     for (int tangent = 0; tangent <= s; ++tangent) {
       const Weights<T>& dw = p_.dw[tangent];
@@ -179,7 +186,7 @@ class WeightGradients {
 
   void add_product(int s, const Product& product, int k) {
     const Shape& shape = p_.shape;
-    const int64_t base = shape.gradients.offset[s * shape.cell->gradients() + k], from = shape.width(product.from);
+    const int64_t base = layout_.offset[s * shape.cell->gradients() + k], from = shape.width(product.from);
     std::vector<Target<T>> targets;
     for (int tangent = 0; tangent <= s; ++tangent) {
       T* dw = p_.dw[tangent].matrix[product.matrix];
@@ -192,7 +199,7 @@ class WeightGradients {
               : Operand<T>{Operand<T>::kSaved, product.saved[source], from, 1};
       targets.push_back({add(operand), dw, bfloat16_dw, shape.width(product.to), from, nullptr, base, first_into(dw)});
     }
-    columns_.push_back({{base, base + shape.width(product.to)}, shape.gradients.columns, targets});
+    columns_.push_back({{base, base + shape.width(product.to)}, layout_.columns, targets});
   }
 
   // Cuts rows of the operand, one after the other, into the panels; null is a row of zeros.
@@ -297,22 +304,26 @@ class WeightGradients {
     gemm<T>(rows, width, depth, transposed, {operand.panels + panel * depth, width}, into, adds);
   }
 
-  void add_params(const Team& team, Rows<const T> gradients, SampleRows rows, bool first) const {
+  // From what the stages added up for each sequence in the block, which then begins anew.
+  void add_params(const Team& team, SampleRows rows, bool first) const {
     const CellShape& cell = *p_.shape.cell;
-    for (int s = 0; s < cell.streams; ++s) {
-      for (int k = 0; k < cell.params.count; ++k) {
-        T* target = p_.dw[s].param[k];
-        if (!target) continue;
-        const int64_t width = p_.shape.width(cell.params.width[k]);
-        const Range mine = team.share(width, kUnitGrain);
-        const int64_t column = p_.shape.gradients.offset[s * cell.gradients() + cell.slots() + cell.products + k];
-        kernels<T>().column_sums(rows.count, mine.size(), rows.of(gradients.from(0, column + mine.begin)),
-                                 target + rows.sample * width + mine.begin, !first);
-      }
+    const int64_t sequences = p_.steps.N / rows.samples;
+    for (int k = 0; k < cell.all_params(); ++k) {
+      T* target = p_.dw[k / cell.params.count].param[k % cell.params.count];
+      if (!target) continue;
+      const int64_t width = p_.shape.width(cell.param_width(k));
+      const Range mine = team.share(width, kUnitGrain);
+      const Rows<T> all{b_.param_sums, b_.param_layout.columns};
+      const Rows<T> sums = rows.of(all.from(0, b_.param_layout.offset[k] + mine.begin));
+      kernels<T>().column_sums(sequences, mine.size(), Rows<const T>(sums),
+                               target + rows.sample * width + mine.begin, !first);
+      for (int64_t n = 0; n < sequences; ++n) std::fill_n(sums[n], mine.size(), T(0));
     }
   }
 
   const ScanBackward<T>& p_;
+  const BackwardBuffers<T>& b_;
+  const Layout layout_;
   const int threads_;
   std::vector<Operand<T>> operands_;
   std::vector<GradientColumns<T>> columns_;

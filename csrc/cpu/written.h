@@ -14,7 +14,7 @@
 namespace rnnext {
 
 // Changes whenever engine/cell.h does: a library compiled against another one is refused.
-constexpr int kCellVersion = 1;
+constexpr int kCellVersion = 2;
 
 struct WrittenCell {
   int version;

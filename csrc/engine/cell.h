@@ -159,6 +159,7 @@ struct StepBackward {
   Rows<T> dstate[kMaxStates];  // in: gradients of h', c', ...  out: of h, c, ..., less what reaches them through
                                //     products whose operand they are
   Values<T> gradients;         // out, of each stream: slots, results of the products, parameters
+  Values<T> param_sums;        // in and out, [rows, all params]: gradients of parameters are added here; or null
   Values<const T> operands;    // gradients of the products' operands, both streams
   Values<T> values;            // between stages
   Rows<T> totals;              // [rows, back totals]

@@ -127,10 +127,19 @@ struct Shape {
     add(record, shape.saved);
     for (int s = 0; s < shape.streams; ++s) {
       for (int k = 1; k < shape.states.count; ++k) record.add(width(shape.states.width[k]));
-      for (int k = 0; k < shape.slots(); ++k) gradients.add(H());
-      for (int k = 0; k < shape.products; ++k) gradients.add(width(shape.product[k].to));
-      add(gradients, shape.params);
     }
+    gradients = layout_of_gradients(true);
+  }
+
+  // Without parameters, these are there but have no columns.
+  Layout layout_of_gradients(bool with_params) const {
+    Layout layout;
+    for (int s = 0; s < cell->streams; ++s) {
+      for (int k = 0; k < cell->slots(); ++k) layout.add(H());
+      for (int k = 0; k < cell->products; ++k) layout.add(width(cell->product[k].to));
+      for (int k = 0; k < cell->params.count; ++k) layout.add(with_params ? width(cell->params.width[k]) : 0);
+    }
+    return layout;
   }
 
   int64_t width(int8_t number) const { return number == kOne ? 1 : sizes[number]; }

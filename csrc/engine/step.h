@@ -49,21 +49,28 @@ struct ForwardBuffers {
   }
 };
 
+// Where parameters are summed, the stages add up their gradients over the steps of a block, for each sequence apart: sums
+// that do not depend on who takes which sequence, in memory that stays in a cache.
 template <class T>
 struct BackwardBuffers {
+  Layout gradient_layout;  // as Shape::gradients; parameters that are summed have no columns
+  Layout param_layout;     // of those
   Layout value_layout, operand_layout;
-  T* zeros = nullptr;      // as wide as the widest state
-  T* gradients = nullptr;  // [rows of a block, gradient columns]
+  T* zeros = nullptr;       // as wide as the widest state
+  T* gradients = nullptr;   // [rows of a block, gradient columns]
+  T* param_sums = nullptr;  // [N, param columns]
   T* values = nullptr;     // [N, value columns]
   T* operands = nullptr;   // [N, operand columns]: gradients of products' operands
   T* totals = nullptr;
   T* noise[kMaxNoise] = {};
   int64_t widest = 1;
 
-  explicit BackwardBuffers(const Shape& shape) {
+  explicit BackwardBuffers(const Shape& shape, bool sum_params = false) : gradient_layout(shape.gradients) {
     const CellShape& cell = *shape.cell;
+    if (sum_params) gradient_layout = shape.layout_of_gradients(false);
     shape.add(value_layout, cell.back_values);
     for (int s = 0; s < cell.streams; ++s) {
+      if (sum_params) shape.add(param_layout, cell.params);
       for (int k = 0; k < cell.products; ++k) operand_layout.add(shape.width(cell.product[k].from));
     }
     for (int k = 0; k < cell.all_states(); ++k) widest = std::max(widest, shape.state_width(k));
@@ -74,7 +81,8 @@ struct BackwardBuffers {
     const CellShape& cell = *shape.cell;
     const int64_t rows = steps.most_rows_in_a_block(), N = steps.N;
     add(&zeros, widest);
-    add(&gradients, rows * shape.gradients.columns);
+    add(&gradients, rows * gradient_layout.columns);
+    add(&param_sums, N * param_layout.columns);
     add(&values, N * value_layout.columns);
     add(&operands, N * operand_layout.columns);
     add(&totals, N * cell.back_totals());
@@ -157,7 +165,8 @@ StepBackward<T> backward_step(const ScanBackward<T>& p, const BackwardBuffers<T>
     step.state[k] = states_before(p, k, t, n, continued, static_cast<const T*>(b.zeros));
     step.dstate[k] = Rows<T>{p.dstate[k], shape.state_width(k)}.from(n);
   }
-  step.gradients = Values<T>{{b.gradients, shape.gradients.columns}, shape.gradients.offset}.from(row - first_row);
+  step.gradients = Values<T>{{b.gradients, b.gradient_layout.columns}, b.gradient_layout.offset}.from(row - first_row);
+  step.param_sums = Values<T>{{b.param_sums, b.param_layout.columns}, b.param_layout.offset}.from(n);
   step.operands = {Rows<const T>{b.operands, b.operand_layout.columns}.from(n), b.operand_layout.offset};
   step.values = Values<T>{{b.values, b.value_layout.columns}, b.value_layout.offset}.from(n);
   if (cell.back_totals()) step.totals = Rows<T>{b.totals, cell.back_totals()}.from(n);

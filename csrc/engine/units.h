@@ -124,12 +124,13 @@ class ForwardUnits : public Units<T, Cell, StepForward<T>> {
   }
 
  private:
-  V next_[shape_of<Cell>.all_states()];
+  V next_[shape_of<Cell>.all_states()]{};
   bool written_[shape_of<Cell>.all_states()];
   RowTotals& totals_;
 };
 
-template <class T, class Cell, int Stage>
+// Where `SumParams`, gradients of parameters are added up over the steps in place of being written for each.
+template <class T, class Cell, int Stage, bool SumParams = false>
 class BackwardUnits : public Units<T, Cell, StepBackward<T>> {
   using Base = Units<T, Cell, StepBackward<T>>;
 
@@ -181,6 +182,10 @@ class BackwardUnits : public Units<T, Cell, StepBackward<T>> {
     gradient(k / shape_of<Cell>.products, shape_of<Cell>.slots() + k % shape_of<Cell>.products, v);
   }
   RNNEXT_INLINE void dparam(int k, V v) {
+    if constexpr (SumParams) {
+      T* sums = p.param_sums.at(row, k);
+      return this->store(load(sums, shape_of<Cell>.param_width(k)) + v, sums);
+    }
     gradient(k / shape_of<Cell>.params.count,
              shape_of<Cell>.slots() + shape_of<Cell>.products + k % shape_of<Cell>.params.count, v);
   }
@@ -198,7 +203,7 @@ class BackwardUnits : public Units<T, Cell, StepBackward<T>> {
     this->store(v, p.gradients.at(row, stream * shape_of<Cell>.gradients() + k));
   }
 
-  V dstate_[shape_of<Cell>.all_states()];
+  V dstate_[shape_of<Cell>.all_states()]{};
   bool written_[shape_of<Cell>.all_states()];
   RowTotals& totals_;
 };
