@@ -15,6 +15,7 @@ from rnnext.codegen.errors import call_name, node_error, spelling, unsupported
 from rnnext.codegen.ir import Node, Width
 from rnnext.codegen.record import Recording
 from rnnext.codegen.simplify import Builder
+from rnnext.codegen.sums import Sums
 
 _ROWS = "N"
 _MEASURES = (torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default)
@@ -87,10 +88,12 @@ class Converter:
         outputs = dict(zip(results, list(self.graph.nodes)[-1].args[0], strict=True))
         self.operands = {i: node for (kind, i), node in outputs.items() if kind == "operand"}
         zero = self.make.constant(0.0)
-        return {
+        made = {
             result: zero if output is None else self._result(result, self._convert(output))
             for result, output in outputs.items()
         }
+        sums = Sums(self.make, made.values(), self.sizes.__getitem__)
+        return {result: sums(node) for result, node in made.items()}
 
     def _result(self, result: Result, made: Node) -> Node:
         if result[0] == "operand":

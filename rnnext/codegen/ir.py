@@ -98,6 +98,15 @@ def walk(nodes: Iterable[Node]) -> Iterator[Node]:
             yield node
 
 
+def with_gradient(roots: Iterable[Node]) -> dict[Node, None]:
+    """The nodes for these that depend on a gradient which comes in, in the order of `walk`."""
+    found: dict[Node, None] = {}
+    for node in walk(roots):
+        if node.op in ("dnext", "doperand") or any(arg in found for arg in node.args):
+            found[node] = None
+    return found
+
+
 _SAME_NAME = (
     "add sub mul div neg abs sqrt rsqrt exp expm1 log log1p sin cos tanh sigmoid erf pow minimum "
     "maximum relu floor ceil trunc round sign lt le gt ge eq ne where"

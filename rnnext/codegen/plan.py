@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rnnext.codegen import names
 from rnnext.codegen.cut import cheapest_closure
 from rnnext.codegen.errors import cell_error
-from rnnext.codegen.ir import Node, ProductUse, Program, Width, walk
+from rnnext.codegen.ir import Node, ProductUse, Program, Width, walk, with_gradient
 from rnnext.codegen.schedule import Graph, Schedule, Task, cost, needs, schedule
 
 _READ_BY_BOTH = frozenset({"state", "param", "noise", "size", "constant"})
@@ -196,16 +196,13 @@ def _choose(program: Program) -> list[tuple[Node, Width]]:
     free = _next_states(program) | {node for node, width in forced if node.width == width}
     of_forward = set(walk(names.forward_results(program)))
     roots = _gradients(program)
-    with_gradient: dict[Node, None] = {}  # a dictionary keeps its order
-    for node in walk(roots):
-        if node.op in ("dnext", "doperand") or any(arg in with_gradient for arg in node.args):
-            with_gradient[node] = None
+    gradients = with_gradient(roots)
 
     def is_free(node: Node) -> bool:
         return node in free or node.op in _READ_BY_BOTH
 
-    needed = [root for root in roots if root not in with_gradient]
-    needed += [arg for node in with_gradient for arg in node.args if arg not in with_gradient]
+    needed = [root for root in roots if root not in gradients]
+    needed += [arg for node in gradients for arg in node.args if arg not in gradients]
     needed = [node for node in dict.fromkeys(needed) if not is_free(node)]
     weights: dict[tuple[str, Node], int] = {}
     implies = []

@@ -67,7 +67,7 @@ def test_stages_of_totals():
     found = planned(CELLS["LayerNormLSTM"])
     one, hidden = 1, "hidden_size"
     assert widths(found.forward) == [hidden, hidden, one, hidden, hidden, one, hidden]
-    assert len(found.backward.stages) == 7
+    assert len(found.backward.stages) == 4
     assert sum(saved.width == hidden for saved in found.saved) == 4  # less than an LSTM's gates
 
 
