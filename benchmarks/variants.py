@@ -12,8 +12,8 @@ together it is loops.py, which has these side by side, as one writes it. Errors 
 difference to the loop in float64, with the same masks, over the norm: the worst of y and the
 gradients.
 
-The table has the perplexities of variants_perplexity.py too, of what its result file beside this
-one's has.
+The table has the perplexities of variants_perplexity.py too, of what its result files beside this
+one's have: those of today's recipe, and those with a bias of 0.
 
 With --only or --shapes a part is measured, which replaces the same part of the file.
 """
@@ -201,19 +201,24 @@ def _measured(variant: Variant, shape: Shape, options: argparse.Namespace) -> di
     return row
 
 
-def table(result: dict[str, Any], perplexities: dict[str, Any]) -> str:
-    """Both result files as Markdown: for each variant and shape, time over the plain layer's, and
-    how many times as long the loop takes; of each variant the validation perplexity."""
+def perplexities(path: Path) -> dict[str, str]:
+    """The validation perplexity of each variant in a result file of variants_perplexity.py."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     valid = {
         row["variant"]: "diverged" if row["diverged"] else f"{row['valid_perplexity'][-1]:.0f}"
-        for row in perplexities.get("rows", [])
+        for row in rows
     }
-    valid |= {"LSTM, no option": valid.get("plain LSTM", "")}
+    return valid | {"LSTM, no option": valid.get("plain LSTM", "")}
+
+
+def table(result: dict[str, Any], valid: dict[str, dict[str, str]]) -> str:
+    """All result files as Markdown: for each variant and shape, time over the plain layer's, and how
+    many times as long the loop takes; of each variant the perplexities, by column."""
     shapes = list(dict.fromkeys(row["shape"] for row in result["rows"]))
     plain = [f"over plain, {shape}" for shape in shapes]
     loop = [f"loop over, {shape}" for shape in shapes]
-    lines = [["variant", "plain", *plain, *loop, "error", "perplexity"]]
-    lines.append(["---", "---", *["--:"] * (2 * len(shapes) + 2)])
+    lines = [["variant", "plain", *plain, *loop, "error", *valid]]
+    lines.append(["---", "---", *["--:"] * (2 * len(shapes) + 1 + len(valid))])
     for variant in VARIANTS:
         rows = {row["shape"]: row for row in result["rows"] if row["variant"] == variant.name}
         if len(rows) < len(shapes):
@@ -222,8 +227,8 @@ def table(result: dict[str, Any], perplexities: dict[str, Any]) -> str:
             f"{rows[shape][key]:.2f}" for key in ("over_plain", "loop_over") for shape in shapes
         ]
         error = max(row["errors"]["kernel"] for row in rows.values())
-        perplexity = valid.get(variant.name, "")
-        lines.append([variant.name, variant.plain, *ratios, f"{error:.0e}", perplexity])
+        found = [column.get(variant.name, "") for column in valid.values()]
+        lines.append([variant.name, variant.plain, *ratios, f"{error:.0e}", *found])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -246,9 +251,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="at least, of each")
     options = parser.parse_args()
     if options.table:
-        other = options.table.with_name("variants_perplexity.json")
-        perplexities = json.loads(other.read_text()) if other.exists() else {}
-        print(table(json.loads(options.table.read_text()), perplexities))
+        files = {"perplexity": "", "with a bias of 0": "_zero_bias"}
+        valid = {
+            column: perplexities(options.table.with_name(f"variants_perplexity{end}.json"))
+            for column, end in files.items()
+        }
+        print(table(json.loads(options.table.read_text()), valid))
         return
     torch.set_num_threads(options.threads)
     shapes = [Shape(*map(int, text.split(","))) for text in options.shapes or []] or SHAPES

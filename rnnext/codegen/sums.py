@@ -36,9 +36,7 @@ class Sums:
         size: the node of how many units a width has.
     """
 
-    def __init__(
-        self, make: Builder, roots: Iterable[Node], size: Callable[[Width], Node]
-    ) -> None:
+    def __init__(self, make: Builder, roots: Iterable[Node], size: Callable[[Width], Node]) -> None:
         self.make = make
         self.size = size
         self.gradients = with_gradient(roots)
@@ -112,19 +110,19 @@ class Sums:
             assert factor is not None
             return self._times(known[value], factor, 1 if node.op == "mul" else -1)
         total: Terms = {}
-        size: dict[tuple[Factors, Node | None], float] = {}
-        for number, part in enumerate(parts):
-            sign = -1.0 if node.op == "neg" or (node.op == "sub" and number == 1) else 1.0
+        sizes: dict[tuple[Factors, Node | None], float] = {}
+        for place, part in enumerate(parts):
+            sign = -1.0 if node.op == "neg" or (node.op == "sub" and place == 1) else 1.0
             terms = known[part]
             if part.width == 1 and node.width != 1:  # it is added for each unit
                 terms = self._times(terms, self.size(node.width), 1)
-            for key, value in terms.items():
-                total[key] = total.get(key, 0.0) + sign * value
-                size[key] = size.get(key, 0.0) + abs(value)
-        return {key: value for key, value in total.items() if abs(value) > _ROUNDING * size[key]}
+            for key, number in terms.items():
+                total[key] = total.get(key, 0.0) + sign * number
+                sizes[key] = sizes.get(key, 0.0) + abs(number)
+        return {key: value for key, value in total.items() if abs(value) > _ROUNDING * sizes[key]}
 
     def _single(self, node: Node) -> Terms:
-        if node.op == "constant" and not node.boolean:
+        if node.op == "constant" and math.isfinite(node.value) and not node.boolean:
             return {((), None): node.value} if node.value else {}
         if node.width == 1:
             return {(self._power(node, 1), None): 1.0}
