@@ -315,8 +315,8 @@ class WeightGradients {
       const Range mine = team.share(width, kUnitGrain);
       const Rows<T> all{b_.param_sums, b_.param_layout.columns};
       const Rows<T> sums = rows.of(all.from(0, b_.param_layout.offset[k] + mine.begin));
-      kernels<T>().column_sums(sequences, mine.size(), Rows<const T>(sums),
-                               target + rows.sample * width + mine.begin, !first);
+      kernels<T>().column_sums(sequences, mine.size(), Rows<const T>(sums), target + rows.sample * width + mine.begin,
+                               !first);
       for (int64_t n = 0; n < sequences; ++n) std::fill_n(sums[n], mine.size(), T(0));
     }
   }

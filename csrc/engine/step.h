@@ -59,8 +59,8 @@ struct BackwardBuffers {
   T* zeros = nullptr;       // as wide as the widest state
   T* gradients = nullptr;   // [rows of a block, gradient columns]
   T* param_sums = nullptr;  // [N, param columns]
-  T* values = nullptr;     // [N, value columns]
-  T* operands = nullptr;   // [N, operand columns]: gradients of products' operands
+  T* values = nullptr;      // [N, value columns]
+  T* operands = nullptr;    // [N, operand columns]: gradients of products' operands
   T* totals = nullptr;
   T* noise[kMaxNoise] = {};
   int64_t widest = 1;
