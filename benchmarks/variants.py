@@ -212,8 +212,8 @@ def perplexities(path: Path) -> dict[str, str]:
 
 
 def table(result: dict[str, Any], valid: dict[str, dict[str, str]]) -> str:
-    """All result files as Markdown: for each variant and shape, time over the plain layer's, and how
-    many times as long the loop takes; of each variant the perplexities, by column."""
+    """All result files as Markdown: for each variant and shape, time over the plain layer's, and
+    how many times as long the loop takes; of each variant the perplexities, by column."""
     shapes = list(dict.fromkeys(row["shape"] for row in result["rows"]))
     plain = [f"over plain, {shape}" for shape in shapes]
     loop = [f"loop over, {shape}" for shape in shapes]
