@@ -9,49 +9,6 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// M by 4 dot products at a time, so that their loads overlap and serve several of them. `next`: to the rows that come after
-// these, which the processor does not foresee.
-template <int M, class T, class W>
-RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, int64_t next, Rows<T> c,
-                            bool accumulate) {
-  using Values = Vec<T>;
-  Values sums[M][4];
-  for (int i = 0; i < M; ++i) {
-    for (int q = 0; q < 4; ++q) sums[i][q] = Values(T(0));
-  }
-  const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
-    Values w[4];
-    for (int q = 0; q < 4; ++q) w[q] = widened(rows[q] + l, some);
-    if (M == 1) {
-      for (int q = 0; q < 4; ++q) __builtin_prefetch(rows[q] + l + next);
-    }
-    for (int i = 0; i < M; ++i) {
-      const Values x = Values::load(a[i] + l, some);
-      for (int q = 0; q < 4; ++q) sums[i][q] = fma(x, w[q], sums[i][q]);
-    }
-  };
-  const int64_t whole = k / Values::width * Values::width;
-  for (int64_t l = 0; l < whole; l += Values::width) add(l, Values::width);
-  if (whole < k) add(whole, k - whole);
-  for (int i = 0; i < M; ++i) {
-    for (int64_t q = 0; q < count; ++q) c[i][q] = (accumulate ? c[i][q] : T(0)) + sum_of(sums[i][q]);
-  }
-}
-
-// W is of T, or kept in another type.
-template <class T, class W>
-void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const W> w, Rows<T> c, bool accumulate) {
-  constexpr int tall = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
-  for (int64_t j = 0; j < n; j += 4) {
-    const int64_t count = n - j < 4 ? n - j : 4;
-    const W* rows[4];
-    for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
-    int64_t i = 0;
-    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
-    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
-  }
-}
-
 // One level of a transpose in registers: exchanges the off-diagonal blocks of S x S lanes between rows a and b = a + S.
 template <int S, class V>
 RNNEXT_INLINE void exchange(V& a, V& b) {
@@ -72,6 +29,73 @@ RNNEXT_INLINE void exchange(V& a, V& b) {
 #endif
   a = low;
   b = high;
+}
+
+// The sum of each of P vectors, in lane i * width / P that of vector i; halves onto halves, as sum_of. A level adds up two
+// vectors at once, where there are two.
+template <int P, int S, class V>
+RNNEXT_INLINE V sums_of(V* v) {
+  if constexpr (S == 0) {
+    return v[0];
+  } else {
+    constexpr int half = P / 2;
+    for (int i = 0; i < half; ++i) {
+      exchange<S>(v[i], v[i + half]);
+      v[i] = v[i] + v[i + half];
+    }
+    if constexpr (P == 1) {
+      V other = v[0];
+      exchange<S>(v[0], other);
+      v[0] = v[0] + other;
+    }
+    return sums_of<(P > 1 ? half : 1), S / 2>(v);
+  }
+}
+
+// M by 4 dot products at a time, so that their loads overlap and serve several of them. `next`: to the rows that come after
+// these, which the processor does not foresee.
+template <int M, class T, class W>
+RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, int64_t next, Rows<T> c,
+                            bool accumulate) {
+  using Values = Vec<T>;
+  Values sums[M * 4];
+  for (int i = 0; i < M * 4; ++i) sums[i] = Values(T(0));
+  const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
+    Values w[4];
+    for (int q = 0; q < 4; ++q) w[q] = widened(rows[q] + l, some);
+    if (M == 1) {
+      for (int q = 0; q < 4; ++q) __builtin_prefetch(rows[q] + l + next);
+    }
+    for (int i = 0; i < M; ++i) {
+      const Values x = Values::load(a[i] + l, some);
+      for (int q = 0; q < 4; ++q) sums[i * 4 + q] = fma(x, w[q], sums[i * 4 + q]);
+    }
+  };
+  const int64_t whole = k / Values::width * Values::width;
+  for (int64_t l = 0; l < whole; l += Values::width) add(l, Values::width);
+  if (whole < k) add(whole, k - whole);
+  constexpr int group = M * 4 < Values::width ? M * 4 : Values::width, apart = Values::width / group;
+  T lanes[M * 4 * apart];
+  for (int first = 0; first < M * 4; first += group) {
+    sums_of<group, Values::width / 2>(sums + first).store(lanes + first * apart);
+  }
+  for (int i = 0; i < M; ++i) {
+    for (int64_t q = 0; q < count; ++q) c[i][q] = (accumulate ? c[i][q] : T(0)) + lanes[(i * 4 + q) * apart];
+  }
+}
+
+// W is of T, or kept in another type.
+template <class T, class W>
+void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const W> w, Rows<T> c, bool accumulate) {
+  constexpr int tall = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
+  for (int64_t j = 0; j < n; j += 4) {
+    const int64_t count = n - j < 4 ? n - j : 4;
+    const W* rows[4];
+    for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
+    int64_t i = 0;
+    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
+    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
+  }
 }
 
 template <int S, class V>
