@@ -386,4 +386,6 @@ class TestNvcc:
         runtime = runtimes[0]
         ctypes.CDLL(str(runtime))
         cell = ctypes.CDLL(str(folder / "cell.so"))
-        assert ctypes.c_int.in_dll(cell, "rnnext_cuda_cell").value == 1  # the version
+        version_found = ctypes.c_int.in_dll(cell, "rnnext_cuda_cell").value
+        header = (ROOT / "csrc/cuda/written.h").read_text()
+        assert f"kCellVersion = {version_found};" in header
