@@ -86,7 +86,7 @@ def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
 def _in_order(
     cell: Any, options: dict[str, Any], x: Tensor, h0: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[Tensor]:
-    return reference.rnn(cell, x, h0, [w.to(x.dtype) for w in weights], **options)
+    return reference.rnn(cell, x, h0, weights, **options)
 
 
 # Of those of the op; plain PyTorch rounds no operands, and no checkpoints.

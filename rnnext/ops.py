@@ -118,7 +118,7 @@ def rnn(
             cell,
             x,
             h0,
-            [w.to(x.dtype) for w in weights] if dtype is not None else weights,
+            weights,
             batch_sizes=batch_sizes,
             seed=seed,
             num_layers=num_layers,

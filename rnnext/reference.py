@@ -119,7 +119,8 @@ def rnn(
         weights: for each layer, for each direction, those of `Declaration.weight_names`, in
             torch.nn's order: W_ih [G*H, C or D*H], W_hh [R*H, H] (with K heads [R*H, H/K]: H/K
             units of each gate see H/K of h), if there are biases b_ih [G*H], b_hh [R*H]; then the
-            cell's further matrices and its params.
+            cell's further matrices and its params. Each has the dtype of x; beside x in float32 it
+            may be bfloat16.
         batch_sizes: rows at each step, int64 [T] on the CPU, not increasing (a PackedSequence's);
             the last ones may be 0. x may have further rows, up to T*N in all: these are padding,
             never read, and zero in y.
@@ -152,6 +153,8 @@ def rnn(
     runs = num_layers * directions
     cell = _declaration(cell)
     names = _check(cell, x, h0, weights, batch_sizes, runs, sizes)
+    if x.dtype == torch.float32:
+        weights = [w.float() if w.dtype == torch.bfloat16 else w for w in weights]
     # Padded input is packed input with N rows at every step.
     alive = [x.size(1)] * x.size(0) if batch_sizes is None else _alive(x, batch_sizes)
     rows = x.flatten(0, 1) if batch_sizes is None else x[: sum(alive)]

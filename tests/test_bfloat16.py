@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CELLS, Case, Data, error
+from cases import CELLS, PACKED, Case, Data, error
 from test_derivatives import data_of
 from test_kernels import TILES, run_python
 from torch import Tensor
@@ -116,6 +116,20 @@ def test_weights_kept_in_bfloat16(cell: str, case: Case, poisoned_memory: None) 
     for name in data.names:
         expected = wide[name].bfloat16().float() if name in weights else wide[name]
         assert torch.equal(narrow[name], expected), name
+
+
+def test_the_reference_takes_weights_in_bfloat16_too() -> None:
+    """It runs where there is no kernel."""
+    data = Data("LSTM", PACKED).rounded(torch.bfloat16)
+
+    def reference_of(cell: str, x: Tensor, h0: Any, weights: Any, **options: Any) -> list[Tensor]:
+        narrow = [w.bfloat16() for w in weights]
+        return ops.rnn(reference.CELLS[cell], x, h0, narrow, **options)
+
+    expected, result = data.reference(), data.run(reference_of, torch.float32)
+    rounded = set(data.names[-len(data.weights) :])  # once, as the weights themselves
+    for name in data.names:
+        assert error(result[name], expected[name]) < (EPS if name in rounded else 1e-5), name
 
 
 @pytest.mark.parametrize("threads_used", [1, 2, 3])

@@ -210,14 +210,19 @@ def about(device: torch.device) -> dict[str, Any]:
     return {**versions(), **facts, **cuda}
 
 
-def save(result: dict[str, Any], path: Path | None) -> None:
+def write(result: dict[str, Any], path: Path) -> None:
     """At once, or not at all."""
-    if path is None:
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
     scratch.write_text(json.dumps(result, indent=1) + "\n")
     scratch.replace(path)
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """The result file, and its report beside it."""
+    if path is None:
+        return
+    write(result, path)
     gpu_report.write(result, path)
 
 

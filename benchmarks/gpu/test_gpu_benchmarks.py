@@ -11,6 +11,7 @@ from typing import Any
 import gpu_report
 import grid
 import layers
+import paths
 import pytest
 import session
 import torch
@@ -130,6 +131,30 @@ def test_a_run_writes_its_result_and_report(tmp_path: Path) -> None:
     assert first["errors"]["rnnext"].keys() == {"outputs", "gradients"}
     assert "| GRU | training | fp32 | T3 N2 H8 packed |" in path.with_suffix(".md").read_text()
     assert gpu_report.long(result, path) + "\n" == path.with_suffix(".md").read_text()
+
+
+def test_the_ways_of_a_scan_are_timed_beside_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "paths.json"
+    given = options(shapes=[Shape(3, 2, 8)], maths=["bf16", "fp32"])
+    result = paths.run(given, path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
+    assert result["refused"] == []
+    found = {(row["math"], row["mode"]): row for row in result["rows"]}
+    assert set(found) == {(math, mode) for math in ("bf16", "fp32") for mode in MODES}
+    for (_, mode), measured in found.items():
+        for way in paths.WAYS:
+            assert measured["microseconds_a_step"][way] > 0
+            assert measured["errors"][way] < 1e-2
+            assert len(measured["expected"][way]["plan"]) == (2 if mode == "training" else 1)
+    assert paths.run(options(minutes=-1.0), None)["rows"] == []
+
+
+def test_a_way_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "worst_error", lambda *_: float("nan"))
+    result = paths.run(options(shapes=[Shape(3, 2, 8)], modes=["inference"]), None)
+    assert result["rows"] == []
+    assert len(result["refused"]) == 1
+    assert "GRU T3 N2 H8 fp32 inference: the error of auto" in result["refused"][0]
 
 
 def test_a_run_without_time_says_what_it_left_out() -> None:

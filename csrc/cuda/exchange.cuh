@@ -19,7 +19,6 @@ namespace rnnext::gpu {
 // Through memory, which the chip's second-level cache holds, with a flag for each slice.
 class GridExchange {
  public:
-  static constexpr Exchange kind = Exchange::kGrid;
   static constexpr bool has_kernels = true;
   // Tiles that are on their way at a time: each takes the time of a journey to the second-level cache.
   static constexpr int ahead(int columns) { return columns <= 3 ? 8 : 2; }
@@ -57,7 +56,6 @@ class GridExchange {
 // barrier for each buffer counts the bytes.
 class ClusterExchange {
  public:
-  static constexpr Exchange kind = Exchange::kCluster;
   static constexpr bool has_kernels = kHasClusters;
   static constexpr int ahead(int columns) { return columns <= 3 ? 2 : 1; }
 

@@ -29,10 +29,10 @@ struct Route {
 
 // Whether a cell's kernel can run so. CUDA takes some microseconds to tell, so each answer is kept.
 inline bool can_run(const Persistent& kernels, bool forward, Precision precision, const Tiling& t, int device) {
-  using Question = std::tuple<const Persistent*, bool, Precision, int, int, int, int, int, int>;
+  using Question = std::tuple<const Persistent*, bool, Precision, int, Tiling>;
   static std::mutex mutex;
   static std::map<Question, bool>& answers = *new std::map<Question, bool>;
-  const Question question{&kernels, forward, precision, device, t.slices, t.groups, t.columns, t.units, t.row_warps};
+  const Question question{&kernels, forward, precision, device, t};
   const std::lock_guard lock(mutex);
   const auto [answer, is_new] = answers.try_emplace(question, false);
   if (is_new) answer->second = kernels.can_run(forward, precision, t);

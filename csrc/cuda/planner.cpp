@@ -130,7 +130,7 @@ double step_cycles(const ScanSizes& s, bool forward, Precision precision, const 
   const double rate = (half ? 2048 : precision == Precision::kTf32 ? 1024 : 128) / 2.0 * chip.multiprocessors;
   const double values = double(s.rows_of_weights()) * s.H;
   const double from_memory = values * (half ? 2 : 4) / (24.0 * chip.multiprocessors);
-  // Kernels that begin one after the other: in half precision the operand is rounded first; backward there are two more.
+  // Kernels that begin one after the other: in half precision the operand is rounded first; backward there is one more.
   const int kernels = 2 + half + (forward ? 0 : 1);
   return kernels * 4500.0 + std::max(values * s.N / rate, from_memory);
 }

@@ -21,22 +21,21 @@ struct Registers {
   }
 };
 
-struct BFloat16Operand {
+struct SixteenBits {
   static constexpr int words = 2;
   using Element = uint16_t;
   using Left = Registers<4>;
   using Right = Registers<2>;
+};
+
+struct BFloat16Operand : SixteenBits {
   RNNEXT_INLINE static Element round(float x) { return bfloat16_bits(x); }
   RNNEXT_INLINE static void multiply(float (&d)[4], const Left& a, const Right& b, bool) {
     multiply_bfloat16(d, a.values, b.values);
   }
 };
 
-struct HalfOperand {
-  static constexpr int words = 2;
-  using Element = uint16_t;
-  using Left = Registers<4>;
-  using Right = Registers<2>;
+struct HalfOperand : SixteenBits {
   RNNEXT_INLINE static Element round(float x) { return half_bits(x); }
   RNNEXT_INLINE static void multiply(float (&d)[4], const Left& a, const Right& b, bool) {
     multiply_half(d, a.values, b.values);

@@ -2,6 +2,7 @@
 // tested on any machine.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 
 namespace rnnext {
@@ -34,6 +35,8 @@ struct Tiling {
   int gates = 0;      // values that are exchanged of a unit: h, or the gradients of its recurrent gates
   int chunk = 0;      // units
   int row_warps = 1;  // a power of two
+
+  auto operator<=>(const Tiling&) const = default;
 
   static constexpr int kColumnTiles[] = {1, 2, 3, 4, 8};
 

@@ -85,6 +85,7 @@ struct Chip {
   int multiprocessors = 6;
   int shared = 227 << 10;
   int cluster = 16;
+  int running_cluster = 16;  // a device may run smaller ones than it has
 };
 
 // The running kernel.

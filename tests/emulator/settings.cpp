@@ -7,9 +7,11 @@
 namespace {
 
 // Another device: its multiprocessors and bytes of shared memory, and the seed of the order in which threads run.
-void set_device(int64_t multiprocessors, int64_t shared, int64_t cluster, int64_t seed) {
+void set_device(int64_t multiprocessors, int64_t shared, int64_t cluster, int64_t seed,
+                std::optional<int64_t> running_cluster) {
   emulator::Machine& m = emulator::machine();
-  m.chip = {m.chip.number + 1, static_cast<int>(multiprocessors), static_cast<int>(shared), static_cast<int>(cluster)};
+  m.chip = {m.chip.number + 1, static_cast<int>(multiprocessors), static_cast<int>(shared), static_cast<int>(cluster),
+            static_cast<int>(running_cluster.value_or(cluster))};
   m.random = static_cast<uint64_t>(seed) * 2654435761u + 1;
 }
 
@@ -62,7 +64,8 @@ std::vector<int64_t> exchange_places(int64_t words, int64_t columns, int64_t dep
 }  // namespace
 
 TORCH_LIBRARY(rnnext_emulator, m) {
-  m.def("set_device(int multiprocessors, int shared, int cluster, int seed) -> ()", &set_device);
+  m.def("set_device(int multiprocessors, int shared, int cluster, int seed, int? running_cluster=None) -> ()",
+        &set_device);
   m.def(
       "tiling(bool cluster, int gates, int states, int H, int N, bool forward, int precision, int multiprocessors, "
       "int shared) -> int[]",

@@ -37,7 +37,8 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, Stream, const Param
 
 template <class... Parameters>
 bool can_run(void (*)(Parameters...), const Grid& grid) {
-  const unsigned most = grid.together == Together::kRows ? chip().cluster : chip().multiprocessors;
+  const unsigned most =
+      grid.together == Together::kRows ? emulator::machine().chip.running_cluster : chip().multiprocessors;
   return grid.shared <= chip().shared && grid.at_once() <= most;
 }
 
