@@ -4,6 +4,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "cpu/registry.h"
+
 namespace rnnext {
 namespace {
 
@@ -98,17 +100,21 @@ struct Rnn : torch::autograd::Function<Rnn> {
     variable_list result = call_forward("rnnext::rnn_train", o, x, h0, weights);
     // y and the final states come first; there is one record a layer, and y of each layer but the last.
     const size_t outputs = result.size() - 2 * o.num_layers + 1;
+    // Sums over sequences are the last output, and saved as well.
+    const size_t sums = cell_named(o.cell.substr(0, o.cell.find('.'))).mixes_sequences();
 
     variable_list saved{result[0], x, or_undefined(o.batch_sizes), or_undefined(o.seed)};
     saved.insert(saved.end(), h0.begin(), h0.end());
     saved.insert(saved.end(), weights.begin(), weights.end());
-    saved.insert(saved.end(), result.begin() + outputs, result.end());
+    saved.insert(saved.end(), result.begin() + outputs - sums, result.end());
     context->save_for_backward(std::move(saved));
     context->set_materialize_grads(false);
     o.save(context);
     context->saved_data["states"] = static_cast<int64_t>(h0.size());
     context->saved_data["weights"] = static_cast<int64_t>(weights.size());
     result.resize(outputs);
+    if (sums) context->mark_non_differentiable({result.back()});
+    context->saved_data["grads"] = static_cast<int64_t>(outputs - sums);
     return result;
   }
 
@@ -120,7 +126,7 @@ struct Rnn : torch::autograd::Function<Rnn> {
     const at::TensorList records = all.slice(4 + states + weights);
 
     c10::List<optional<Tensor>> given;
-    for (const Tensor& grad : grads) given.push_back(or_none(grad));
+    for (int64_t i = 0; i < context->saved_data["grads"].toInt(); ++i) given.push_back(or_none(grads[i]));
     c10::List<bool> wanted;  // x, h0, weights
     for (int64_t i = 0; i < 1 + states + weights; ++i) wanted.push_back(context->needs_input_grad(i));
     const Options o = Options::saved(context, saved[2], saved[3]);

@@ -12,6 +12,10 @@
 // training keeps the states before the first one alone, in place of what every step computed, which backward then
 // computes again; without effect on any result.
 //
+// A cell may add up values over the sequences of a step, for statistics of the batch. Then the last of its weights, of each
+// layer and direction, are these sums as given, side by side, [T, all their widths], which are constants; or without
+// steps, [0, all their widths], where they are to be computed. Its outputs end with the sums, [L * D, T, all their widths].
+//
 // NAME.states in place of a cell's NAME: then the sequence of each state but h, of the last layer, comes after the final
 // states: [T, N, D * width], or packed [rows, D * width].
 //
@@ -20,7 +24,7 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(rnnext, m) {
-  // -> y, then the final states, then sequences of states if they are wanted
+  // -> y, then the final states, then sequences of states if they are wanted, then sums over sequences if there are any
   m.def(
       "rnn(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "int num_layers, bool bidirectional, float dropout, int[]? sizes, ScalarType? operand_dtype=None, "
@@ -30,12 +34,13 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn_step(str cell, Tensor x, Tensor[] h0, Tensor W_ih, Tensor W_hh, Tensor? b_ih=None, Tensor? b_hh=None) "
       "-> Tensor[]");
-  // -> what rnn gives, then what rnn_backward calls `saved`
+  // -> what rnn gives, then the rest of what rnn_backward calls `saved`
   m.def(
       "rnn_train(str cell, Tensor x, Tensor[] h0, Tensor[] weights, Tensor? batch_sizes, Tensor? seed, "
       "int num_layers, bool bidirectional, float dropout, int[]? sizes, ScalarType? operand_dtype=None, "
       "int checkpoint_every=0) -> Tensor[]");
-  // grads: of y and of all else that rnn gives, or None. output_mask: which gradients of x, h0 and weights are wanted.
+  // grads: of y and of all else that rnn gives but sums over sequences, or None. saved: what rnn_train gives after the same.
+  // output_mask: which gradients of x, h0 and weights are wanted.
   // samples: 0, or how many samples the batch holds, row r of x being of sample r % samples; each then has gradients of
   // the weights of its own, [samples, ...], and what it gives can't be differentiated again.
   m.def(
@@ -59,8 +64,8 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "cutting(Tensor reset, Tensor? lengths, SymInt n, SymInt steps, bool batch_first) -> "
       "(Tensor batch_sizes, Tensor rows, Tensor back, Tensor first, Tensor last, Tensor of)");
-  // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, then the
-  // width of each state
+  // sizes: the hidden size, then the cell's others. -> gates, columns that training keeps for each row, streams, columns of
+  // sums over sequences, then the width of each state
   m.def("cell_shape(str cell, int[] sizes) -> int[]");
   // Dropout's factors of a recurrent matrix, [rows, columns]: 0 with probability p, else 1 / (1 - p). place: layer * D +
   // direction

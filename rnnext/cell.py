@@ -28,6 +28,9 @@ from rnnext.noise import (
 
 __all__ = ["Bernoulli", "Declaration", "Dropout", "Noise", "Normal", "Param", "Uniform", "declare"]
 
+BATCH_MEAN = "batch_mean"
+"""The argument of a step that is the function for means over the batch."""
+
 STATES = ".states"
 """What the op has after the name of a cell where the sequences of its states are wanted."""
 
@@ -71,6 +74,7 @@ class Declaration:
         noise: random values, their numbers resolved.
         step: the function: new states, in order, of its arguments.
         arguments: what step takes.
+        batch_sums: widths of the sums over the batch that step makes, by `BATCH_MEAN`.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Declaration:
     noise: dict[str, Noise]
     step: Callable[..., Any]
     arguments: tuple[str, ...]
+    batch_sums: tuple[Size, ...] = ()
 
     @property
     def gate_count(self) -> int:
@@ -96,9 +101,17 @@ class Declaration:
         """R: W_hh has R*H rows."""
         return len(self.gates) + len(self.apart_gates)
 
-    def call(self, values: Mapping[str, object]) -> tuple[Tensor, ...]:
-        """The new states: step with the arguments it names out of `values`; always a tuple."""
-        result = self.step(**{name: values[name] for name in self.arguments})
+    def call(
+        self, values: Mapping[str, object], batch_mean: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The new states: step with the arguments it names out of `values`; always a tuple.
+
+        Args:
+            values: of everything that step takes.
+            batch_mean: in place of the mean over the batch.
+        """
+        more = {BATCH_MEAN: batch_mean} if batch_mean else {}
+        result = self.step(**{name: values[name] for name in self.arguments}, **more)
         states = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         if len(states) != len(self.states):
             raise ValueError(
@@ -121,7 +134,8 @@ class Declaration:
         names = ["weight_ih", *["weight_hh"] * recurrent]
         if bias:
             names += ["bias_ih", *["bias_hh"] * recurrent]
-        return [*names, *(f"weight_{name}" for name in self.matrices), *self.params]
+        names += [*(f"weight_{name}" for name in self.matrices), *self.params]
+        return [*names, *["batch_sums"] * bool(self.batch_sums)]
 
     def weight_shapes(
         self, bias: bool, inputs: int, sizes: Mapping[str, int], heads: int = 1
@@ -139,7 +153,12 @@ class Declaration:
             shapes[f"weight_{name}"] = (width_of(to, sizes), width_of(of, sizes))
         for name, param in self.params.items():
             shapes[name] = (width_of(param.size, sizes),)
+        shapes["batch_sums"] = (0, sum(width_of(size, sizes) for size in self.batch_sums))
         return [shapes[name] for name in self.weight_names(bias)]
+
+
+def _mean_over_rows(values: Tensor) -> Tensor:
+    return values.mean(0, keepdim=True)
 
 
 def width_of(size: Size, sizes: Mapping[str, int]) -> int:
@@ -174,6 +193,7 @@ def declare(
     noise: Any = None,
     values: Mapping[str, Constant] | None = None,
     attributes: Collection[str] = (),
+    batch_sums: Collection[Size] = (),
 ) -> Declaration:
     """Check a cell's parts and make its declaration.
 
@@ -184,6 +204,9 @@ def declare(
             `rnnext.Recurrent` describes them.
         values: of constants, instead of the declared ones.
         attributes: names that no constant or size may have, since a layer stores these beside.
+        batch_sums: widths of the values whose mean over the batch step takes, in this order, with
+            a function that is its last argument, `batch_mean`: [N, width] -> [1, width]. The op's
+            last weights then are these sums, where they are given, and so are its last outputs.
 
     Raises:
         TypeError: a part of a wrong type; a step that takes or leaves out what it must not.
@@ -195,6 +218,10 @@ def declare(
         (('a', 'h'), ['weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'])
     """
     step = checks.checked_step(name, step)
+    arguments = tuple(inspect.signature(step).parameters)
+    if batch_sums:
+        step = functools.wraps(step)(functools.partial(step, **{BATCH_MEAN: _mean_over_rows}))
+        arguments = tuple(argument for argument in arguments if argument != BATCH_MEAN)
     gates = checks.names(f"{name}.gates", gates)
     apart_gates = checks.names(f"{name}.apart_gates", apart_gates)
     input_gates = checks.names(f"{name}.input_gates", input_gates)
@@ -239,7 +266,8 @@ def declare(
         constants,
         {k: _noise(f"{name}.noise[{k!r}]", n, constants, sizes) for k, n in noise.items()},
         step,
-        tuple(inspect.signature(step).parameters),
+        arguments,
+        tuple(batch_sums),
     )
     _check_arguments(declaration)
     return declaration

@@ -53,7 +53,8 @@ def rnn_jvp(
     name = name + STATES if sequences else name
     y, *states = run(name, torch.stack([x, dx]), [*h0, *dh0], [*weights, *dweights], *options)
     count = len(known.states)
-    return [y[1], *states[count : 2 * count], *states[3 * count - 1 :]]
+    others = 2 * (count - 1) if sequences else 0
+    return [y[1], *states[count : 2 * count], *states[2 * count :][others // 2 : others]]
 
 
 def _eager(cell: str, options: Sequence[Any]) -> Callable[..., list[Tensor]]:
@@ -111,7 +112,8 @@ def rnn(
 ) -> list[Tensor]:
     """`rnnext::rnn` where `transforms_active`: torch's own functions of C++ refuse them there."""
     call = Call(cell, len(h0), options)
-    return list(Rnn.apply(call, batch_sizes, seed, x, *h0, *weights)[: call.outputs])
+    results = Rnn.apply(call, batch_sizes, seed, x, *h0, *weights)
+    return list(results[: call.outputs + call.sums])
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,20 @@ class Call:
 
     @property
     def outputs(self) -> int:
-        """y, the final states, and the sequences that are wanted."""
+        """y, the final states, and the sequences that are wanted: what has gradients."""
+        _, _, streams, _, *states = self._shape
+        others = len(states) - streams if split_name(self.cell)[1] else 0
+        return 1 + len(states) + others
+
+    @property
+    def sums(self) -> int:
+        """1 if the cell's sums over sequences come after these, else 0."""
+        return int(self._shape[3] > 0)
+
+    @property
+    def _shape(self) -> list[int]:
         sizes = self.options[3]
-        shape = torch.ops.rnnext.cell_shape(self.cell, [1] * (1 + len(sizes)))
-        streams, states = shape[2], len(shape) - 3
-        return 1 + states + (states - streams if split_name(self.cell)[1] else 0)
+        return list(torch.ops.rnnext.cell_shape(self.cell, [1] * (1 + len(sizes))))
 
     @property
     def weights(self) -> int:
@@ -166,11 +177,11 @@ class Call:
         return _gradients(run, tensors[2:], grads)
 
     def is_one_batch(self, tensors: Sequence[Any], dims: samples.Dims) -> bool:
-        """Whether samples along `dims` can run as one batch: they have the same weights, and no
-        random numbers, which depend on the place in the batch.
+        """Whether samples along `dims` can run as one batch: they have the same weights, no random
+        numbers, which depend on the place in the batch, and no sums over it.
         """
         same = (dims[0], *dims[self.weights :])
-        return tensors[1] is None and all(dim is None for dim in same)
+        return tensors[1] is None and not self.sums and all(dim is None for dim in same)
 
     def as_one_batch(
         self, tensors: Sequence[Any], dims: samples.Dims, count: int

@@ -233,10 +233,12 @@ def _build_cuda_cell(name: str) -> bool:
 
 
 @functools.cache
-def _cell_shape(cell: str, sizes: tuple[int, ...]) -> tuple[int, int, list[int]]:
-    """Columns that training keeps for each row, streams, and the width of each state."""
-    _, record, streams, *widths = torch.ops.rnnext.cell_shape(cell, sizes)
-    return record, streams, widths
+def _cell_shape(cell: str, sizes: tuple[int, ...]) -> tuple[int, int, int, list[int]]:
+    """Columns that training keeps for each row, streams, columns of sums over sequences, and the
+    width of each state.
+    """
+    _, record, streams, sums, *widths = torch.ops.rnnext.cell_shape(cell, sizes)
+    return record, streams, sums, widths
 
 
 @functools.cache
@@ -267,14 +269,16 @@ def _rnn_fake(  # type: ignore[no-untyped-def]
 ):
     _check_devices(x, (*h0, *weights), (batch_sizes, seed))
     directions = 2 if bidirectional else 1
-    _, streams, widths = _shape_of(cell, weights, sizes)
+    _, streams, sums, widths = _shape_of(cell, weights, sizes)
     y = x.new_empty((*x.shape[:-1], directions * widths[0]))
     batch = x.shape[streams] if batch_sizes is None else _batch_of(batch_sizes, h0)
     finals = [x.new_empty((num_layers * directions, batch, width)) for width in widths]
     others = [width for k, width in enumerate(widths) if k % (len(widths) // streams)]
     others = others if split_name(cell)[1] else []
     form = x.shape[streams - 1 : -1]
-    return [y, *finals, *(x.new_empty((*form, directions * width)) for width in others)]
+    steps = form[0] if batch_sizes is None else batch_sizes.shape[0]
+    more = [x.new_empty((num_layers * directions, steps, sums))] if sums else []
+    return [y, *finals, *(x.new_empty((*form, directions * width)) for width in others), *more]
 
 
 @torch.library.register_fake("rnnext::rnn_train")
@@ -296,7 +300,7 @@ def _rnn_train_fake(  # type: ignore[no-untyped-def]
         cell, x, h0, weights, batch_sizes, seed, num_layers, bidirectional, dropout, sizes
     )
     directions = 2 if bidirectional else 1
-    record, streams, widths = _shape_of(cell, weights, sizes)
+    record, streams, _, widths = _shape_of(cell, weights, sizes)
     steps = x.shape[streams - 1 : -1]
     rows = steps[0] * steps[1] if batch_sizes is None else steps[0]
     kept: tuple[Any, ...] = (rows, record)

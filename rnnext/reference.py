@@ -134,10 +134,15 @@ def rnn(
             needs.
         sequences: whether the states of the last layer are wanted after every step.
 
+    A cell may take means over the batch (`rnnext.cell.declare`). Then the last of its weights are
+    the sums that these are made of, [T, all their widths], if they are given; or a tensor without
+    rows. They are constants.
+
     Returns:
         [y, h_n, ...] (LSTM: [y, h_n, c_n]): y [T, N, D*H] (or packed rows [sum(batch_sizes), D*H],
         H being the width of h) of the last layer; states [L*D, N, width] after each row's own last
-        step; then with `sequences` those of each state but h, [T, N, D*width] or packed.
+        step; then with `sequences` those of each state but h, [T, N, D*width] or packed; then if
+        there are means over the batch the sums [L*D, T, all their widths], without a gradient.
 
     Raises:
         ValueError: unknown cell, or a number of weights, states or sizes that does not fit it.
@@ -159,6 +164,7 @@ def rnn(
     alive = [x.size(1)] * x.size(0) if batch_sizes is None else _alive(x, batch_sizes)
     rows = x.flatten(0, 1) if batch_sizes is None else x[: sum(alive)]
     finals: list[tuple[Tensor, ...]] = []
+    sums: list[Tensor] = []
     with _without_autocast(x.device.type):
         for layer in range(num_layers):
             if layer > 0 and dropout > 0 and seed is not None:
@@ -174,7 +180,13 @@ def rnn(
                     widths = cell.state_widths(numbers)
                     states = tuple(rows.new_zeros(alive[0], width) for width in widths)
                 noise = _noise_steps(cell, seed, k, rows, alive, numbers)
-                steps, states = _scan(cell, rows, alive, states, w, numbers, noise, direction == 1)
+                batch = BatchSums(cell, w.get("batch_sums"), numbers)
+                steps, states = _scan(
+                    cell, rows, alive, states, w, numbers, noise, direction == 1, batch
+                )
+                if cell.batch_sums:
+                    count = len(x if batch_sizes is None else batch_sizes)
+                    sums.append(batch.all(count, rows))
                 outputs.append(steps)
                 finals.append(states)
             rows, *others = (torch.cat(parts, -1) for parts in zip(*outputs, strict=True))
@@ -183,7 +195,44 @@ def rnn(
         y, *others = (part.view(*x.shape[:2], part.size(1)) for part in wanted)
     else:
         y, *others = (pad(part, (0, 0, 0, len(x) - len(part))) for part in wanted)
-    return [y, *(torch.stack(slot) for slot in zip(*finals, strict=True)), *others]
+    more = [torch.stack(sums)] if sums else []
+    return [y, *(torch.stack(slot) for slot in zip(*finals, strict=True)), *others, *more]
+
+
+class BatchSums:
+    """The sums over the batch of one scan: given, or made and kept, [steps, all their widths].
+
+    Args:
+        cell: the cell.
+        given: those that are given; none, or of no steps: they are made.
+        sizes: every size's value.
+    """
+
+    def __init__(self, cell: Declaration, given: Tensor | None, sizes: dict[str, int]) -> None:
+        self.widths = [width_of(size, sizes) for size in cell.batch_sums]
+        self.given = None if given is None or len(given) == 0 else given
+        self.made: dict[int, list[Tensor]] = {}
+
+    def mean(self, t: int) -> Callable[[Tensor], Tensor] | None:
+        """The function for means at step t; None if the cell takes none."""
+        if not self.widths:
+            return None
+        made = self.made[t] = []
+        given = None if self.given is None else self.given[t].split(self.widths)
+
+        def mean(values: Tensor) -> Tensor:
+            total = values.sum(0) if given is None else given[len(made)].detach()
+            made.append(total.detach())
+            return (total / len(values)).unsqueeze(0)
+
+        return mean
+
+    def all(self, count: int, like: Tensor) -> Tensor:
+        """All sums, zeros at those of `count` steps that no sequence has."""
+        result = like.new_zeros(count, sum(self.widths))
+        for t, made in self.made.items():
+            result[t] = torch.cat(made)
+        return result.detach()
 
 
 def _alive(x: Tensor, batch_sizes: Tensor) -> list[int]:
@@ -207,6 +256,7 @@ def _scan(
     sizes: dict[str, int],
     noise: Sequence[dict[str, Tensor]],
     reverse: bool,
+    batch: "BatchSums",
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """One layer in one direction: rows [sum(alive), C] -> states [sum(alive), H], the first of
     which is y; final states [N, H].
@@ -245,7 +295,7 @@ def _scan(
                 values.update(zip(names_h, r_apart, strict=True))
             if summed:
                 values.update(zip(cell.gates, (x + r).chunk(summed, -1), strict=True))
-        new = cell.call(values)
+        new = cell.call(values, batch.mean(t))
         outputs.append(new)
         if n < alive[0]:
             new = tuple(torch.cat((a, s[n:])) for a, s in zip(new, states, strict=True))

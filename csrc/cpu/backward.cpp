@@ -49,6 +49,10 @@ struct Shared : BackwardBuffers<T> {
     std::fill_n(this->zeros, this->widest, T(0));
   }
 
+  bool has_products(int stage) const {
+    return std::any_of(products.begin(), products.end(), [&](const auto& product) { return product.before == stage; });
+  }
+
   // Whether the gradients of states that the last products of a step add up are read by other parts in the next step:
   // a part owns its units alone, not those of whole rows, of other blocks of W_hh, or a value that all units share.
   bool mixes_units() const {
@@ -199,7 +203,7 @@ class Backward {
       team_.sync();
     }
     for (int i = 0; i < stages; ++i) {
-      if (i > 0) {
+      if (i > 0 && s_.has_products(i)) {
         team_.each(partition.parts, [&](int64_t part) { products(i, t, alive, part); });
         team_.sync();
       }
@@ -210,7 +214,7 @@ class Backward {
           stage(i, t, alive, partition.units(width_of(i), part));
         }
       });
-      team_.sync();
+      if (meets_after(s_.cell.backward, i, stages) || s_.has_products(i + 1)) team_.sync();
     }
     team_.each(partition.parts, [&](int64_t part) { products(stages, t, alive, part); });
     if (s_.mixes_units()) team_.sync();

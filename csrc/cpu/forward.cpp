@@ -42,6 +42,10 @@ struct Shared : ForwardBuffers<T> {
     list_products();
   }
 
+  bool has_products(int stage) const {
+    return std::any_of(products.begin(), products.end(), [&](const auto& product) { return product.before == stage; });
+  }
+
  private:
   // The columns of `gates` values of `width` each, cut where parts meet.
   std::vector<Range> pieces(int gates, int64_t width) const {
@@ -170,8 +174,10 @@ class Forward {
       return;
     }
     for (int i = 0; i < s_.cell.forward_stages; ++i) {
-      team_.each(partition.parts, [&](int64_t part) { products(i, alive, part); });
-      team_.sync();
+      if (s_.has_products(i)) {
+        team_.each(partition.parts, [&](int64_t part) { products(i, alive, part); });
+        team_.sync();
+      }
       team_.each(partition.parts, [&](int64_t part) {
         if (s_.cell.forward[i].needs_whole_rows()) {
           stage(i, t, share_of(alive, part, partition.parts), {0, width_of(i)});
@@ -179,7 +185,7 @@ class Forward {
           stage(i, t, alive, partition.units(width_of(i), part));
         }
       });
-      team_.sync();
+      if (meets_after(s_.cell.forward, i, s_.cell.forward_stages) || s_.has_products(i + 1)) team_.sync();
     }
     // Until the next step writes them, which is after its products, for which the team meets.
     team_.each(partition.parts, [&](int64_t part) { keep_states(t, share_of(alive, part, partition.parts)); });

@@ -86,7 +86,7 @@ Tensor dropout_mask(const Tensor& seed, int64_t rows, int64_t columns, int64_t p
 std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
   const CellShape& shape = cell_named(base_name(cell));
   const Shape layout = shape_of(shape, 0, sizes);
-  std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams};
+  std::vector<int64_t> result{shape.gates(), layout.record.columns, shape.streams, layout.batch_sums.columns};
   for (int k = 0; k < shape.all_states(); ++k) result.push_back(layout.state_width(k));
   return result;
 }

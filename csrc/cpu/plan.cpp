@@ -66,9 +66,11 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, int thre
   const double weights = recurrent_weights(shape);
   const bool few = steps.N < kFewRows * threads;
   const bool large = weights * bytes > kLargeWeights;
-  if (!few && !large) return Reason::kMany;
+  const bool mixed = shape.cell->mixes_sequences();
+  if (!few && !large && !mixed) return Reason::kMany;
   const bool worth_meeting = shape.H() >= 2 * kUnitGrain * threads && steps.N * weights >= threads * kWorthMeeting;
-  return !worth_meeting ? Reason::kMeetings : few ? Reason::kFew : Reason::kLarge;
+  if (!worth_meeting) return mixed ? Reason::kSmall : Reason::kMeetings;
+  return mixed ? Reason::kMixed : few ? Reason::kFew : Reason::kLarge;
 }
 
 // Packed, if so many rows in all repay it.
@@ -97,6 +99,8 @@ const char* name_of(Reason reason) {
       return "few";
     case Reason::kLarge:
       return "large";
+    case Reason::kMixed:
+      return "mixed";
     case Reason::kMeetings:
       return "meetings";
   }
@@ -124,7 +128,7 @@ std::string counted(int64_t count, const char* thing) {
 Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, int threads) {
   const bool forward = pass == Pass::kForward;
   const Reason reason = reason_of(shape, steps, bytes, threads);
-  const bool by_units = reason == Reason::kFew || reason == Reason::kLarge;
+  const bool by_units = reason == Reason::kFew || reason == Reason::kLarge || reason == Reason::kMixed;
   const int used = reason == Reason::kSmall ? 1 : threads;
   return {used, by_units ? Partition{true, used, {}} : by_rows(steps, used), reason,
           packing(steps, bfloat16, forward ? kWorthTransposing : kWorthPacking),

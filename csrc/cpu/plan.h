@@ -18,6 +18,7 @@ enum class Reason {
   kMany,      // sequences, for weights that stay in the caches
   kFew,       // sequences, so that reading the weights bounds a product
   kLarge,     // weights, which leave the caches between two steps
+  kMixed,     // sequences, which are summed at each step
   kMeetings,  // few sequences or large weights, but too little work in a step for the team to meet at each
 };
 

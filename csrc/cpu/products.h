@@ -60,6 +60,12 @@ Plan plan_of(const Params& params, Pass pass) {
   return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T), available_threads());
 }
 
+// Whether a team that shares units out meets between stage i and what follows it, where this begins with no product: who
+// takes some units of one stage takes them of the next.
+inline bool meets_after(const Stage* stages, int i, int count) {
+  return i + 1 == count || stages[i].needs_whole_rows() || stages[i + 1].needs_whole_rows();
+}
+
 inline Range share_of(Range all, int64_t part, int64_t parts) {
   return {all.begin + all.size() * part / parts, all.begin + all.size() * (part + 1) / parts};
 }

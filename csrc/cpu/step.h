@@ -11,6 +11,17 @@ template <class Units, class Step, class Work>
 RNNEXT_INLINE void for_each_unit(const Step& p, Work work) {
   constexpr int64_t width = Units::V::width;
   const int64_t whole = p.begin + (p.end - p.begin) / width * width;
+  if constexpr (Units::kMixesSequences) {
+    typename Units::RowTotals none;
+    const auto run = [&](int64_t unit, int64_t n) __attribute__((always_inline)) {
+      Units u(p, 0, unit, n, none, p.rows);
+      work(u);
+      u.finish();
+    };
+    for (int64_t unit = p.begin; unit < whole; unit += width) run(unit, width);
+    if (whole < p.end) run(whole, p.end - whole);
+    return;
+  }
   for (int64_t row = 0; row < p.rows; ++row) {
     typename Units::RowTotals totals;
     const auto run = [&](int64_t unit, int64_t n) __attribute__((always_inline)) {

@@ -14,7 +14,7 @@
 namespace rnnext {
 
 // Changes whenever engine/cell.h does: a library compiled against another one is refused.
-constexpr int kCellVersion = 2;
+constexpr int kCellVersion = 3;
 
 struct WrittenCell {
   int version;

@@ -199,7 +199,8 @@ constexpr bool can_persist() {
   constexpr CellShape s = C::shape;
   bool can = s.streams == 1 && s.forward_stages == 1 && s.backward_stages == 1 && s.products == 0 &&
              s.recurrent_gates() > 0 && s.totals() == 0 && s.back_totals() == 0 && s.values.count == 0 &&
-             s.back_values.count == 0 && s.forward[0].width == kHidden && s.backward[0].width == kHidden;
+             s.back_values.count == 0 && !s.mixes_sequences() && s.forward[0].width == kHidden &&
+             s.backward[0].width == kHidden;
   for (int k = 0; k < s.states.count; ++k) can &= s.states.width[k] == kHidden;
   for (int k = 0; k < s.saved.count; ++k) can &= s.saved.width[k] == kHidden;
   return can;

@@ -1,5 +1,5 @@
 // The stages of a cell's step on a GPU: a kernel a stage, a thread for each unit of each row; or, where a stage adds up
-// totals over its units, a block for each row.
+// totals over its units, a block for each row; or, where it sums over the sequences, a thread for each unit.
 #pragma once
 
 #include "cuda/scalar.h"
@@ -16,12 +16,13 @@ template <class Cell>
 constexpr int kRecorded = at_least_one(Cell::shape.saved.count + Cell::shape.all_states() - Cell::shape.streams);
 
 // What the pointers of a step point to on the host, by value.
-template <class T, class Step, class Cell, int Offsets0, int Offsets1, int Offsets2>
+template <class T, class Step, class Cell, int Offsets0, int Offsets1, int Offsets2, int Sums>
 struct Arguments {
   Step step;
   int64_t sizes[1 + Cell::shape.sizes];
   const T* param[at_least_one(Cell::shape.all_params())];
   int64_t offsets0[at_least_one(Offsets0)], offsets1[at_least_one(Offsets1)], offsets2[at_least_one(Offsets2)];
+  int64_t sums[at_least_one(Sums)];
 
   void copy(const Step& given) {
     step = given;
@@ -35,19 +36,20 @@ struct Arguments {
 };
 
 template <class T, class Cell>
-struct ForwardArguments
-    : Arguments<T, StepForward<T>, Cell, kRecorded<Cell>, Cell::shape.values.count, Cell::shape.all_products()> {
+struct ForwardArguments : Arguments<T, StepForward<T>, Cell, kRecorded<Cell>, Cell::shape.values.count,
+                                    Cell::shape.all_products(), Cell::shape.batch_sums.count> {
   explicit ForwardArguments(const StepForward<T>& given) {
     this->copy(given);
     this->copy(given.record.offset, kRecorded<Cell>, this->offsets0);
     this->copy(given.values.offset, Cell::shape.values.count, this->offsets1);
     this->copy(given.products.offset, Cell::shape.all_products(), this->offsets2);
+    this->copy(given.batch_sums.offset, Cell::shape.batch_sums.count, this->sums);
   }
   RNNEXT_INLINE StepForward<T> on_device() const {
     StepForward<T> result = this->step;
     result.sizes = this->sizes, result.param = this->param;
     result.record.offset = this->offsets0, result.values.offset = this->offsets1;
-    result.products.offset = this->offsets2;
+    result.products.offset = this->offsets2, result.batch_sums.offset = this->sums;
     return result;
   }
 };
@@ -55,8 +57,9 @@ struct ForwardArguments
 template <class T, class Cell>
 struct BackwardArguments
     : Arguments<T, StepBackward<T>, Cell, kRecorded<Cell>, Cell::shape.streams * Cell::shape.gradients(),
-                Cell::shape.all_products() + Cell::shape.back_values.count> {
-  static constexpr int kProducts = Cell::shape.all_products();
+                Cell::shape.all_products() + Cell::shape.back_values.count,
+                Cell::shape.batch_sums.count + Cell::shape.back_batch_sums.count> {
+  static constexpr int kProducts = Cell::shape.all_products(), kSums = Cell::shape.batch_sums.count;
 
   explicit BackwardArguments(const StepBackward<T>& given) {
     this->copy(given);
@@ -64,12 +67,15 @@ struct BackwardArguments
     this->copy(given.gradients.offset, Cell::shape.streams * Cell::shape.gradients(), this->offsets1);
     this->copy(given.operands.offset, kProducts, this->offsets2);
     this->copy(given.values.offset, Cell::shape.back_values.count, this->offsets2 + kProducts);
+    this->copy(given.forward_sums.offset, kSums, this->sums);
+    this->copy(given.batch_sums.offset, Cell::shape.back_batch_sums.count, this->sums + kSums);
   }
   RNNEXT_INLINE StepBackward<T> on_device() const {
     StepBackward<T> result = this->step;
     result.sizes = this->sizes, result.param = this->param;
     result.record.offset = this->offsets0, result.gradients.offset = this->offsets1;
     result.operands.offset = this->offsets2, result.values.offset = this->offsets2 + kProducts;
+    result.forward_sums.offset = this->sums, result.batch_sums.offset = this->sums + kSums;
     return result;
   }
 };
@@ -86,18 +92,19 @@ RNNEXT_INLINE T block_sum(T value, T* sums) {
   return total;
 }
 
-template <class Units, class Step, class Work>
+// `Sums`: whether a thread takes a unit of all rows.
+template <class Units, bool Sums, class Step, class Work>
 RNNEXT_INLINE void for_each_unit(const Step& step, Work work) {
   using RowTotals = typename Units::RowTotals;
   using T = typename Units::V::Scalar;
   const auto run = [&](int64_t row, int64_t unit, RowTotals& totals) {
-    Units u(step, row, unit, 1, totals);
+    Units u(step, row, unit, 1, totals, Sums ? step.rows : row + 1);
     work(u);
     u.finish();
   };
   if constexpr (RowTotals::count == 0) {
     const int64_t units = step.end - step.begin, i = global_thread();
-    if (i >= step.rows * units) return;
+    if (i >= (Sums ? 1 : step.rows) * units) return;
     RowTotals totals;
     run(i / units, step.begin + i % units, totals);
   } else {
@@ -112,13 +119,13 @@ RNNEXT_INLINE void for_each_unit(const Step& step, Work work) {
 template <class T, class C, int Stage, bool Keep>
 __global__ void __launch_bounds__(kRowThreads) forward_kernel(const __grid_constant__ ForwardArguments<T, C> a) {
   using U = ForwardUnits<T, C, Stage, Keep>;
-  for_each_unit<U>(a.on_device(), [](U& u) { C::template forward<Stage>(u); });
+  for_each_unit<U, C::shape.forward[Stage].sums_batch>(a.on_device(), [](U& u) { C::template forward<Stage>(u); });
 }
 
 template <class T, class C, int Stage>
 __global__ void __launch_bounds__(kRowThreads) backward_kernel(const __grid_constant__ BackwardArguments<T, C> a) {
   using U = BackwardUnits<T, C, Stage>;
-  for_each_unit<U>(a.on_device(), [](U& u) { C::template backward<Stage>(u); });
+  for_each_unit<U, C::shape.backward[Stage].sums_batch>(a.on_device(), [](U& u) { C::template backward<Stage>(u); });
 }
 
 template <class T, class Arguments>
@@ -127,7 +134,8 @@ void launch_stage(void (*kernel)(Arguments), const Stage& stage, const Arguments
     cuda::launch(kernel, {dim3(static_cast<unsigned>(a.step.rows)), kRowThreads, sizeof(T) * kRowThreads / 32}, stream,
                  a);
   } else {
-    cuda::launch_each(kernel, a.step.rows * (a.step.end - a.step.begin), stream, a);
+    const int64_t rows = stage.sums_batch ? 1 : a.step.rows;
+    cuda::launch_each(kernel, rows * (a.step.end - a.step.begin), stream, a);
   }
 }
 

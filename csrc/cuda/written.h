@@ -6,7 +6,7 @@
 namespace rnnext::cuda {
 
 // Changes whenever cuda/cell.h or engine/cell.h does: a library compiled against another one is refused.
-constexpr int kCellVersion = 2;
+constexpr int kCellVersion = 3;
 
 struct WrittenCell {
   int version;

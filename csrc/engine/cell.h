@@ -25,6 +25,7 @@ struct Group {
 struct Stage {
   int8_t width = kHidden;
   int8_t first_total = 0, totals = 0;
+  bool sums_batch = false;  // values over the sequences of the step: whoever takes a unit takes it of all of them
 
   // Rows can be shared out over threads, units cannot.
   constexpr bool needs_whole_rows() const { return totals > 0 || width == kOne; }
@@ -77,6 +78,8 @@ struct CellShape {
   Stage backward[kMaxStages] = {};
   Group saved = {};                     // what a step keeps for its backward
   Group values = {}, back_values = {};  // what stages hand to later ones
+  // Sums over the sequences of a step, of each unit apart: those of both streams. The forward's are kept, once for a step.
+  Group batch_sums = {}, back_batch_sums = {};
 
   constexpr int gates() const { return summed + apart + input; }
   constexpr int recurrent_gates() const { return summed + apart; }
@@ -90,6 +93,7 @@ struct CellShape {
   constexpr int gradients() const { return slots() + products + params.count; }
   constexpr int totals() const { return totals_of(forward, forward_stages); }
   constexpr int back_totals() const { return totals_of(backward, backward_stages); }
+  constexpr bool mixes_sequences() const { return batch_sums.count > 0; }
 
  private:
   static constexpr int totals_of(const Stage* stages, int count) {
@@ -128,6 +132,15 @@ struct Values {
   constexpr Values from(int64_t row) const { return {rows.from(row), offset}; }
 };
 
+// Sums over the sequences of a step, side by side: sum k begins at offset[k].
+template <class T>
+struct BatchSums {
+  T* data = nullptr;
+  const int64_t* offset = nullptr;
+
+  constexpr T* at(int k) const { return data + offset[k]; }
+};
+
 // A stage of one step, for `rows` sequences and the units begin .. end; the pointers are those of unit 0.
 template <class T>
 struct StepForward {
@@ -144,6 +157,9 @@ struct StepForward {
   Values<T> values;           // between stages
   Values<T> products;         // results of the products, both streams
   Rows<T> totals;             // [rows, totals]
+  int64_t batch;              // sequences of the step, which are these rows where they are summed
+  BatchSums<T> batch_sums;    // out; or where `given_sums`, in
+  bool given_sums;
 };
 
 template <class T>
@@ -163,6 +179,10 @@ struct StepBackward {
   Values<const T> operands;    // gradients of the products' operands, both streams
   Values<T> values;            // between stages
   Rows<T> totals;              // [rows, back totals]
+  int64_t batch;
+  BatchSums<const T> forward_sums;  // of the forward step; where they were given, nothing flows through them
+  bool given_sums;
+  BatchSums<T> batch_sums;  // of the backward
 };
 
 template <class T>

@@ -22,6 +22,8 @@ struct Sizes {
   int64_t heads = 1;
   int64_t of_cell[kMaxSizes];  // H, then the cell's other sizes
   int64_t weights = 0;         // of one direction of a layer
+  int64_t sums = 0;            // columns of sums over sequences, of one stream
+  bool given_sums = false;     // which are given
   bool packed, bias;
 
   int64_t width(int8_t number) const { return number == kOne ? 1 : of_cell[number]; }
@@ -85,8 +87,9 @@ inline void check_like(const char* name, const Tensor& tensor, const Tensor& x) 
   check_device(name, tensor, x);
 }
 
-// The weights of one direction of a layer: W_ih, W_hh, b_ih, b_hh, the cell's matrices, its parameters. A cell without
-// recurrent gates has no W_hh and no b_hh.
+// The weights of one direction of a layer: W_ih, W_hh, b_ih, b_hh, the cell's matrices, its parameters; and of a cell that
+// sums over sequences these sums, if they are given, [T, all their widths], or without steps. A cell without recurrent gates
+// has no W_hh and no b_hh.
 inline void check_weights(const CellShape& cell, const Sizes& s, int64_t inputs, at::TensorList w) {
   const int64_t gates = cell.gates() * s.H, recurrent = cell.recurrent_gates() * s.H;
   size_t next = 0;
@@ -101,6 +104,11 @@ inline void check_weights(const CellShape& cell, const Sizes& s, int64_t inputs,
   }
   for (int k = 0; k < cell.params.count; ++k) {
     check_shape("a parameter of the cell", w[next++], {s.width(cell.params.width[k])});
+  }
+  if (cell.mixes_sequences()) {
+    const int64_t steps = w[next].dim() == 2 && w[next].size(0) == 0 ? 0 : s.all_steps;
+    check_shape("the sums over sequences", w[next], {steps, s.sums});
+    TORCH_CHECK((steps > 0) == s.given_sums, "rnnext: sums over sequences must be given for all layers or for none");
   }
 }
 
@@ -170,13 +178,21 @@ inline Sizes check_arguments(const CellShape& cell, const Tensor& x, at::TensorL
   const int64_t count = weights.size();
   TORCH_CHECK(s.L <= count, "rnnext: ", count, " weights given for ", s.L, " layers, expected several for each");
   const int64_t directions = s.L * s.D, scans = directions * cell.streams;
-  const int64_t sides = cell.recurrent_gates() ? 2 : 1, plain = sides + cell.matrices + cell.params.count;
+  const int64_t sides = cell.recurrent_gates() ? 2 : 1;
+  const int64_t plain = sides + cell.matrices + cell.params.count + cell.mixes_sequences();
   TORCH_CHECK(count == plain * scans || count == (plain + sides) * scans, "rnnext: ", count,
               " weights given, expected ", plain * scans, " (without bias) or ", (plain + sides) * scans, " for ", s.L,
               " layers and ", s.D, " directions");
   s.bias = count == (plain + sides) * scans;
   s.weights = count / scans;
   find_sizes(cell, s, weights, sizes);
+  if (cell.mixes_sequences()) {
+    TORCH_CHECK(!s.packed || s.D == 1, "rnnext: ", cell.name,
+                " sums over sequences, which in the reverse direction of packed rows begin at several steps; reverse "
+                "the sequences instead");
+    for (int k = 0; k < cell.batch_sums.count / cell.streams; ++k) s.sums += s.width(cell.batch_sums.width[k]);
+    s.given_sums = weights[s.weights - 1].size(0) > 0;
+  }
   const int64_t h = s.width(cell.states.width[0]);
   for (int64_t i = 0; i < scans; ++i) {
     const at::TensorList w = weights.slice(i * s.weights, s.weights);

@@ -121,6 +121,7 @@ struct Shape {
   int64_t heads = 1;         // blocks of W_hh along its diagonal
   Layout record;             // saved values, then the states but h, of each stream
   Layout gradients;          // of each stream: slots, results of products, parameters
+  Layout batch_sums, back_batch_sums;
 
   Shape(const CellShape& shape, int64_t C, const int64_t* values) : cell(&shape), C(C) {
     std::copy_n(values, 1 + shape.sizes, sizes);
@@ -129,6 +130,8 @@ struct Shape {
       for (int k = 1; k < shape.states.count; ++k) record.add(width(shape.states.width[k]));
     }
     gradients = layout_of_gradients(true);
+    add(batch_sums, shape.batch_sums);
+    add(back_batch_sums, shape.back_batch_sums);
   }
 
   // Without parameters, these are there but have no columns.
@@ -187,6 +190,8 @@ struct ScanForward {
                               // of for all steps lies at the first one
   Matrices<const BFloat16>
       bfloat16_w[kStreams];  // those kept in bfloat16, which are null in w; for backends that read it
+  Rows<T> batch_sums;        // [T, batch_sums.columns], written; or read alone, where `given_sums`
+  bool given_sums;
 };
 
 template <class T>
@@ -211,6 +216,8 @@ struct ScanBackward {
   Rows<const T> given_noise;
   Matrices<const BFloat16> bfloat16_w[kStreams];
   Matrices<BFloat16> bfloat16_dw[kStreams];  // in place of those in dw; each of their values is written once
+  Rows<const T> batch_sums;
+  bool given_sums;
 };
 
 }  // namespace rnnext

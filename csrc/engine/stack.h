@@ -10,6 +10,7 @@
 #include <ATen/Dispatch.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/check.h"
 #include "engine/params.h"
@@ -46,8 +47,9 @@ class Stack {
         sequences_(sequences) {
     for (const Tensor& state : h0) h0_.push_back(state.contiguous());
     for (const Tensor& weight : weights) {
+      const bool sums = cell.mixes_sequences() && (dtypes_.size() + 1) % s_.weights == 0;
       dtypes_.push_back(weight.scalar_type());
-      const bool read = Backend::kReadsBFloat16 && weight.dim() == 2;
+      const bool read = Backend::kReadsBFloat16 && weight.dim() == 2 && !sums;
       weights_.push_back((read ? weight : weight.to(x.scalar_type())).contiguous());
     }
     if (batch_sizes) {
@@ -57,12 +59,14 @@ class Stack {
     }
   }
 
-  // [y, h_n, ...], then if wanted the sequence of each state but h, of the last layer; and in training what backward()
-  // needs: a record, or checkpoints, for each layer, then y of each layer but the last.
+  // [y, h_n, ...], then if wanted the sequence of each state but h, of the last layer; then the sums over sequences of a
+  // cell that has such; and in training what else backward() needs: a record, or checkpoints, for each layer, then y of
+  // each layer but the last.
   std::vector<Tensor> forward(bool training) const {
     std::vector<Tensor> finals, sequences, records, outputs;
     for (int k = 0; k < cell_.all_states(); ++k) finals.push_back(x_.new_empty(state_shape(k)));
     for (int k : sequenced()) sequences.push_back(Backend::empty(sequence_form(k), x_));
+    const std::vector<Tensor> sums = first_sums();
     for (int64_t l = 0; l < s_.L; ++l) {
       const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
       if (!training) outputs.clear();
@@ -73,6 +77,7 @@ class Stack {
         for (int64_t d = 0; d < s_.D; ++d) {
           scans.push_back(forward_scan<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(),
                                                  finals, l == s_.L - 1 ? sequences : std::vector<Tensor>()));
+          scans.back().batch_sums = sums_of<scalar_t>(sums, l, d);
         }
         Backend::scan_forward(scans);
       });
@@ -81,7 +86,8 @@ class Stack {
     for (const Tensor& sequence : sequences) clear_padding(sequence.view({1, s_.rows, -1}));
     std::vector<Tensor> result{as_given(outputs.back())};
     outputs.pop_back();
-    for (auto* more : {&finals, &sequences, &records, &outputs})
+    for (const auto* more :
+         {&std::as_const(finals), &std::as_const(sequences), &sums, &std::as_const(records), &std::as_const(outputs)})
       result.insert(result.end(), more->begin(), more->end());
     return result;
   }
@@ -94,8 +100,12 @@ class Stack {
                                const std::vector<bool>& wanted, int64_t samples) const {
     check_backward(grads, y, kept, wanted);
     check_samples(samples);
-    std::vector<Tensor> saved;
+    std::vector<Tensor> saved, sums;
     for (const Tensor& tensor : kept) saved.push_back(tensor.contiguous());
+    if (cell_.mixes_sequences()) {
+      sums.push_back(saved[0]);
+      saved.erase(saved.begin());
+    }
     const int64_t first_weight = 1 + h0_.size();
     std::vector<Tensor> dstates;
     for (int k = 0; k < cell_.all_states(); ++k) {
@@ -138,8 +148,12 @@ class Stack {
                                                   l == s_.L - 1 ? dsequences : std::vector<Tensor>(), dweights,
                                                   samples));
           scans.back().accumulate_dx = d > 0 && !apart;
+          scans.back().batch_sums = sums_of<scalar_t>(sums, l, d);
           if (checkpoint_every_) {
-            scan_segments(scans.back(), forward_of<scalar_t>(l, d, input), saved[l][d]);
+            ScanForward<scalar_t> again = forward_of<scalar_t>(l, d, input);
+            again.batch_sums = sums_of<scalar_t>(sums, l, d);
+            again.given_sums = true;
+            scan_segments(scans.back(), again, saved[l][d]);
           } else {
             scans.back().record = rows_of<scalar_t>(saved[l], d);
           }
@@ -177,8 +191,14 @@ class Stack {
                 outputs, ": of y, of each final state and of each sequence");
     TORCH_CHECK(static_cast<int64_t>(wanted.size()) == inputs, "rnnext: output_mask has ", wanted.size(),
                 " entries, expected ", inputs, ": x, the initial states, the weights");
-    TORCH_CHECK(static_cast<int64_t>(saved.size()) == 2 * s_.L - 1, "rnnext: ", saved.size(),
-                " saved tensors given, expected ", 2 * s_.L - 1, " for ", s_.L, " layers");
+    const int64_t sums = cell_.mixes_sequences(), kept = sums + 2 * s_.L - 1;
+    TORCH_CHECK(static_cast<int64_t>(saved.size()) == kept, "rnnext: ", saved.size(), " saved tensors given, expected ",
+                kept, " for ", s_.L, " layers");
+    if (sums) check("sums over sequences", saved[0], sums_shape());
+    for (size_t i = inputs - weights_.size(); sums && i < wanted.size(); ++i) {
+      TORCH_CHECK(!wanted[i] || (i + 1 - inputs) % s_.weights != 0,
+                  "rnnext: there is no gradient of sums over sequences that are given");
+    }
     const std::vector<int64_t> form = form_of(s_.D * h_);
     check("y", y, form);
     if (grads[0].defined()) check("the gradient of y", grads[0], form);
@@ -190,8 +210,8 @@ class Stack {
       if (grad.defined()) check("the gradient of a sequence", grad, sequence_form(sequences[i]));
     }
     for (int64_t l = 0; l < s_.L; ++l) {
-      check("what a layer saved", saved[l], record_shape());
-      if (l > 0) check("the saved output of a layer", saved[s_.L + l - 1], {cell_.streams, s_.rows, s_.D * h_});
+      check("what a layer saved", saved[sums + l], record_shape());
+      if (l > 0) check("the saved output of a layer", saved[sums + s_.L + l - 1], {cell_.streams, s_.rows, s_.D * h_});
     }
   }
 
@@ -200,6 +220,7 @@ class Stack {
     for (int64_t t = 0; fits && samples > 0 && t < s_.T; ++t) {
       fits = (s_.packed ? offsets_[t + 1] - offsets_[t] : s_.N) % samples == 0;
     }
+    fits &= samples == 0 || !cell_.mixes_sequences();
     TORCH_CHECK(fits, "rnnext: samples is ", samples, ", expected a divisor of the rows of each step, or 0");
   }
 
@@ -219,6 +240,23 @@ class Stack {
     const Shape sizes = shape(s_.C);
     if (!checkpoint_every_) return {s_.D, s_.rows, sizes.record.columns};
     return {s_.D, 1 + (s_.all_steps - 1) / checkpoint_every_, s_.N, sizes.state_columns()};
+  }
+
+  // Sums over sequences, of a cell that has such: as given, or to be computed.
+  std::vector<int64_t> sums_shape() const { return {s_.L * s_.D, s_.all_steps, shape(s_.C).batch_sums.columns}; }
+  std::vector<Tensor> first_sums() const {
+    if (!cell_.mixes_sequences()) return {};
+    const Tensor sums = x_.new_zeros(sums_shape());
+    for (int64_t i = 0; s_.given_sums && i < s_.L * s_.D; ++i) {
+      sums[i].narrow(1, 0, s_.sums).copy_(weights_[(i + 1) * s_.weights - 1]);
+    }
+    return {sums};
+  }
+  template <class T>
+  Rows<T> sums_of(const std::vector<Tensor>& sums, int64_t l, int64_t d) const {
+    if (sums.empty()) return {};
+    const Tensor of_scan = sums[0][l * s_.D + d];
+    return {of_scan.data_ptr<T>(), of_scan.size(1)};
   }
 
   std::vector<int64_t> state_shape(int k) const { return {s_.L * s_.D, s_.N, s_.width(cell_.state_width(k))}; }
@@ -358,6 +396,7 @@ class Stack {
   template <class T>
   ScanForward<T> forward_of(int64_t l, int64_t d, const Tensor& x) const {
     ScanForward<T> p{shape(x.size(2)), steps(d), noise(l, d), operands_};
+    p.given_sums = s_.given_sums;
     p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);
@@ -392,6 +431,7 @@ class Stack {
                                 const std::vector<Tensor>& dsequences, const std::vector<Tensor>& dweights,
                                 int64_t samples) const {
     ScanBackward<T> p{shape(x.size(2)), steps(d, samples), noise(l, d), operands_};
+    p.given_sums = s_.given_sums;
     p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
       p.x[stream] = rows_of<T>(x, stream);

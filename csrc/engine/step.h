@@ -62,6 +62,7 @@ struct BackwardBuffers {
   T* values = nullptr;      // [N, value columns]
   T* operands = nullptr;    // [N, operand columns]: gradients of products' operands
   T* totals = nullptr;
+  T* batch_sums = nullptr;  // of one step
   T* noise[kMaxNoise] = {};
   int64_t widest = 1;
 
@@ -86,6 +87,7 @@ struct BackwardBuffers {
     add(&values, N * value_layout.columns);
     add(&operands, N * operand_layout.columns);
     add(&totals, N * cell.back_totals());
+    add(&batch_sums, shape.back_batch_sums.columns);
     for (int k = 0; k < cell.noises; ++k) add(&noise[k], rows * shape.width(cell.noise[k].width));
   }
 };
@@ -124,6 +126,9 @@ StepForward<T> forward_step(const ScanForward<T>& p, const ForwardBuffers<T>& b,
   step.values = Values<T>{{b.values, b.value_layout.columns}, b.value_layout.offset}.from(n);
   step.products = Values<T>{{b.product_values, b.product_layout.columns}, b.product_layout.offset}.from(n);
   if (cell.totals()) step.totals = Rows<T>{b.totals, cell.totals()}.from(n);
+  step.batch = p.steps.rows(t);
+  step.batch_sums = {p.batch_sums[t], shape.batch_sums.offset};
+  step.given_sums = p.given_sums;
   return step;
 }
 
@@ -170,6 +175,10 @@ StepBackward<T> backward_step(const ScanBackward<T>& p, const BackwardBuffers<T>
   step.operands = {Rows<const T>{b.operands, b.operand_layout.columns}.from(n), b.operand_layout.offset};
   step.values = Values<T>{{b.values, b.value_layout.columns}, b.value_layout.offset}.from(n);
   if (cell.back_totals()) step.totals = Rows<T>{b.totals, cell.back_totals()}.from(n);
+  step.batch = p.steps.rows(t);
+  step.forward_sums = {p.batch_sums[t], shape.batch_sums.offset};
+  step.given_sums = p.given_sums;
+  step.batch_sums = {b.batch_sums, shape.back_batch_sums.offset};
   return step;
 }
 

@@ -24,8 +24,15 @@ template <class T, class Cell, class Step>
 class Units {
  public:
   using V = Vec<T>;
+  static constexpr bool kMixesSequences = Cell::shape.mixes_sequences();
 
-  RNNEXT_INLINE Units(const Step& step, int64_t row, int64_t unit, int64_t n) : p(step), row(row), unit(unit), n(n) {}
+  // One row; or of a cell that adds up over the sequences of a step, the rows row .. end one after the other, with what is
+  // the same for all of them computed once:
+  //     for (; u.has_row(); u.next_row()) { .. }
+  RNNEXT_INLINE Units(const Step& step, int64_t row, int64_t unit, int64_t n, int64_t end)
+      : p(step), row(row), end(end), unit(unit), n(n) {
+    for (int k = 0; k < kSums; ++k) sums_[k] = V(T(0)), summed_[k] = false;
+  }
 
   RNNEXT_INLINE V state(int k) const { return load(p.state[k][row], shape_of<Cell>.state_width(k)); }
   RNNEXT_INLINE V param(int k) const { return load(p.param[k], shape_of<Cell>.param_width(k)); }
@@ -33,14 +40,43 @@ class Units {
   RNNEXT_INLINE V size(int k) const { return V(T(p.sizes[k])); }
   RNNEXT_INLINE V total(int k) const { return V(p.totals[row][k]); }
 
+  RNNEXT_INLINE bool has_row() const { return row < end; }
+  RNNEXT_INLINE V batch() const { return V(T(p.batch)); }
+  RNNEXT_INLINE V batch_sum(int k) const { return load(p.batch_sums.at(k), sum_width(k)); }
+  RNNEXT_INLINE void add_batch(int k, V v) {
+    sums_[k] = sums_[k] + v;
+    summed_[k] = true;
+  }
+
  protected:
   RNNEXT_INLINE V load(const T* values, int8_t width) const {
     return width == kOne ? V(*values) : V::load(values + unit, n);
   }
   RNNEXT_INLINE void store(V v, T* values) const { v.store(values + unit, n); }
 
+  static constexpr bool kIsForward = std::is_same_v<Step, StepForward<T>>;
+  static constexpr int kSums =
+      at_least_one(kIsForward ? Cell::shape.batch_sums.count : Cell::shape.back_batch_sums.count);
+
+  RNNEXT_INLINE static int8_t sum_width(int k) {
+    return kIsForward ? shape_of<Cell>.batch_sums.width[k] : shape_of<Cell>.back_batch_sums.width[k];
+  }
+  RNNEXT_INLINE void store_sums() const {
+    for (int k = 0; k < kSums; ++k) {
+      if (!summed_[k]) continue;
+      // Nothing flows back through sums that were given.
+      if (!p.given_sums) this->store(sums_[k], p.batch_sums.at(k));
+      if (p.given_sums && !kIsForward) this->store(V(T(0)), p.batch_sums.at(k));
+    }
+  }
+
   const Step& p;
-  const int64_t row, unit, n;
+  int64_t row;
+  const int64_t end, unit, n;
+
+ private:
+  V sums_[kSums];
+  bool summed_[kSums];
 };
 
 // Row totals of a stage, one vector of partial sums each.
@@ -73,9 +109,15 @@ class ForwardUnits : public Units<T, Cell, StepForward<T>> {
   using V = Vec<T>;
   using RowTotals = Totals<T, shape_of<Cell>.forward[Stage].first_total, shape_of<Cell>.forward[Stage].totals>;
 
-  RNNEXT_INLINE ForwardUnits(const StepForward<T>& step, int64_t row, int64_t unit, int64_t n, RowTotals& totals)
-      : Base(step, row, unit, n), totals_(totals) {
+  RNNEXT_INLINE ForwardUnits(const StepForward<T>& step, int64_t row, int64_t unit, int64_t n, RowTotals& totals,
+                             int64_t end = 0)
+      : Base(step, row, unit, n, end), totals_(totals) {
     for (bool& written : written_) written = false;
+  }
+
+  RNNEXT_INLINE void next_row() {
+    finish_row();
+    ++this->row;
   }
 
   // A summed gate; the input's part of an apart or input gate; the recurrent part of an apart gate.
@@ -99,7 +141,10 @@ class ForwardUnits : public Units<T, Cell, StepForward<T>> {
   RNNEXT_INLINE void put(int k, V v) { this->store(v, p.values.at(row, k)); }
   RNNEXT_INLINE void add(int k, V v) { totals_.add(k, v, n); }
 
-  RNNEXT_INLINE void finish() const {
+  // Once all rows are done.
+  RNNEXT_INLINE void finish() const { shape_of<Cell>.mixes_sequences() ? this->store_sums() : finish_row(); }
+
+  RNNEXT_INLINE void finish_row() const {
     int recorded = shape_of<Cell>.saved.count;
     for (int k = 0; k < shape_of<Cell>.all_states(); ++k) {
       const bool is_h = k % shape_of<Cell>.states.count == 0;
@@ -141,9 +186,19 @@ class BackwardUnits : public Units<T, Cell, StepBackward<T>> {
   using V = Vec<T>;
   using RowTotals = Totals<T, shape_of<Cell>.backward[Stage].first_total, shape_of<Cell>.backward[Stage].totals>;
 
-  RNNEXT_INLINE BackwardUnits(const StepBackward<T>& step, int64_t row, int64_t unit, int64_t n, RowTotals& totals)
-      : Base(step, row, unit, n), totals_(totals) {
+  RNNEXT_INLINE BackwardUnits(const StepBackward<T>& step, int64_t row, int64_t unit, int64_t n, RowTotals& totals,
+                              int64_t end = 0)
+      : Base(step, row, unit, n, end), totals_(totals) {
     for (bool& written : written_) written = false;
+  }
+
+  RNNEXT_INLINE void next_row() {
+    finish_row();
+    ++this->row;
+  }
+
+  RNNEXT_INLINE V forward_batch_sum(int k) const {
+    return load(p.forward_sums.at(k), shape_of<Cell>.batch_sums.width[k]);
   }
 
   RNNEXT_INLINE V saved(int k) const { return load(p.record.at(row, k), shape_of<Cell>.saved.width[k]); }
@@ -192,7 +247,9 @@ class BackwardUnits : public Units<T, Cell, StepBackward<T>> {
   RNNEXT_INLINE void put(int k, V v) { this->store(v, p.values.at(row, k)); }
   RNNEXT_INLINE void add(int k, V v) { totals_.add(k, v, n); }
 
-  RNNEXT_INLINE void finish() const {
+  RNNEXT_INLINE void finish() const { shape_of<Cell>.mixes_sequences() ? this->store_sums() : finish_row(); }
+
+  RNNEXT_INLINE void finish_row() const {
     for (int k = 0; k < shape_of<Cell>.all_states(); ++k) {
       if (written_[k]) this->store(dstate_[k], p.dstate[k][row]);
     }

@@ -1,27 +1,96 @@
-"""The LSTM with recurrent batch norm: in plain PyTorch, since its statistics mix sequences.
+"""The LSTM with recurrent batch norm: statistics over the sequences of a batch, of every step.
 
-A stage of the engine treats each row by itself, so that threads need not meet; a mean over the rows
-of every step would make them meet at each of three norms a step. What a step can be spared is: the
-input's product is made once for all steps, and its norm once for all steps that have as many rows.
+The kernels sum over the sequences, and hand the sums back: the layer keeps running averages of the
+means and variances that follow from these, and in eval mode gives the sums that follow from the
+averages.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, dropout, linear
+from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from rnnext import ops
+from rnnext.cell import Declaration, declare
 from rnnext.packing import Lengths, as_tensor
 
 __all__ = ["BatchNormLSTM"]
 
 Pair = tuple[Tensor, Tensor]
+
+_GATES = ("i", "f", "g", "o")
+
+
+def _step(
+    i_x: Tensor,
+    f_x: Tensor,
+    g_x: Tensor,
+    o_x: Tensor,
+    i_h: Tensor,
+    f_h: Tensor,
+    g_h: Tensor,
+    o_h: Tensor,
+    c: Tensor,
+    gain_x_i: Tensor,
+    gain_x_f: Tensor,
+    gain_x_g: Tensor,
+    gain_x_o: Tensor,
+    gain_h_i: Tensor,
+    gain_h_f: Tensor,
+    gain_h_g: Tensor,
+    gain_h_o: Tensor,
+    bias_i: Tensor,
+    bias_f: Tensor,
+    bias_g: Tensor,
+    bias_o: Tensor,
+    gain_c: Tensor,
+    shift_c: Tensor,
+    eps: float,
+    batch_mean: Callable[[Tensor], Tensor],
+) -> Pair:
+    """The equations of `BatchNormLSTM`. Of each norm, the sum comes before that of the squares."""
+
+    def norm(values: Tensor, gain: Tensor) -> Tensor:
+        centred = values - batch_mean(values)
+        return centred * (gain / torch.sqrt(batch_mean(centred * centred) + eps))
+
+    i = (norm(i_x, gain_x_i) + norm(i_h, gain_h_i) + bias_i).sigmoid()
+    f = (norm(f_x, gain_x_f) + norm(f_h, gain_h_f) + bias_f).sigmoid()
+    g = (norm(g_x, gain_x_g) + norm(g_h, gain_h_g) + bias_g).tanh()
+    o = (norm(o_x, gain_x_o) + norm(o_h, gain_h_o) + bias_o).sigmoid()
+    c = f * c + i * g
+    return o * (norm(c, gain_c) + shift_c).tanh(), c
+
+
+@functools.cache
+def _declaration(eps: float) -> Declaration:
+    names = [f"{kind}_{gate}" for kind in ("gain_x", "gain_h", "bias") for gate in _GATES]
+    return declare(
+        "BatchNormLSTM",
+        _step,
+        apart_gates=_GATES,
+        states=("h", "c"),
+        params=dict.fromkeys([*names, "gain_c", "shift_c"]),
+        constants={"eps": eps},
+        batch_sums=("hidden_size",) * 18,
+    )
+
+
+@functools.cache
+def _kernel(eps: float) -> str | None:
+    from rnnext.codegen.build import kernel
+
+    return kernel(_declaration(eps))
+
+
+_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class BatchNormLSTM(nn.Module):
@@ -36,8 +105,6 @@ class BatchNormLSTM(nn.Module):
     training each step takes the statistics of its own sequences, those that are alive, and keeps a
     running average of them for eval mode: one for each of the first max_length steps, the last of
     which stands for all later ones. A step with a single sequence has none, and takes the average.
-
-    Plain PyTorch, step by step: what other cells here cost does not hold for it.
 
     Cooijmans et al. 2016 (arXiv:1603.09025).
 
@@ -212,66 +279,79 @@ class BatchNormLSTM(nn.Module):
         self, rows: Tensor, alive: list[int], h: Tensor, c: Tensor, suffix: str
     ) -> tuple[Tensor, Pair]:
         """One direction of a layer, over packed rows; the states are those of all sequences."""
-        get = {name: getattr(self, f"{name}{suffix}") for name in _NAMES}
+        # The steps that have statistics of their own come first.
+        own = sum(n > 1 for n in alive) if self.training else 0
+        first = sum(alive[:own])
         outputs = []
-        for t, x in enumerate(self._inputs(rows, alive, get)):
-            n = len(x)
-            h_part = self._norm(linear(h[:n], get["weight_hh"]), t, get, "h", get["gain_h"])
-            i, f, g, o = (x + h_part + get["bias"]).chunk(4, 1)
-            new_c = f.sigmoid() * c[:n] + i.sigmoid() * g.tanh()
-            normed = self._norm(new_c, t, get, "c", get["gain_c"], get["shift_c"])
-            new_h = o.sigmoid() * normed.tanh()
-            outputs.append(new_h)
+        if own > 0:
+            y, h, c, sums = self._call(rows[:first], alive[:own], h, c, suffix, None)
+            outputs.append(y)
+            self._keep(sums, alive[:own], suffix)
+        if own < len(alive):
+            n, given = alive[own], self._expected(alive, own, suffix)
+            y, new_h, new_c, _ = self._call(rows[first:], alive[own:], h[:n], c[:n], suffix, given)
+            outputs.append(y)
             h, c = torch.cat([new_h, h[n:]]), torch.cat([new_c, c[n:]])
-        return torch.cat(outputs), (h, c)
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0], (h, c)
 
-    def _inputs(self, rows: Tensor, alive: list[int], get: dict[str, Tensor]) -> Iterator[Tensor]:
-        """The normed input's part of each step; one norm for all steps that have as many rows."""
-        parts = linear(rows, get["weight_ih"])
-        first = 0
-        for n, group in groupby(range(len(alive)), key=alive.__getitem__):
-            steps = list(group)
-            end = first + n * len(steps)
-            values = parts[first:end].view(len(steps), n, -1).transpose(0, 1).flatten(1)
-            places = [min(t, self.max_length - 1) for t in steps]
-            mean, var = get["mean_x"][places], get["var_x"][places]  # copies
-            gain = get["gain_x"].repeat(len(steps))
-            normed = batch_norm(
-                values,
-                mean.view(-1),
-                var.view(-1),
-                gain,
-                None,
-                self.training and n > 1,
-                self.momentum,
-                self.eps,
-            )
-            if self.training and n > 1:
-                self._keep(get["mean_x"], places, mean)
-                self._keep(get["var_x"], places, var)
-            yield from normed.unflatten(1, (len(steps), -1)).unbind(1)
-            first = end
-
-    def _keep(self, running: Tensor, places: list[int], updated: Tensor) -> None:
-        """Write averages back; of steps that share the last one, the mean of theirs."""
-        own = sum(place < self.max_length - 1 for place in places)
-        running[places[:own]] = updated[:own]
-        if own < len(places):
-            running[-1] = updated[own:].mean(0)
-
-    def _norm(
+    def _call(
         self,
-        values: Tensor,
-        t: int,
-        get: dict[str, Tensor],
-        name: str,
-        gain: Tensor,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        place = min(t, self.max_length - 1)
-        mean, var = get[f"mean_{name}"][place], get[f"var_{name}"][place]
-        own = self.training and len(values) > 1
-        return batch_norm(values, mean, var, gain, shift, own, self.momentum, self.eps)
+        rows: Tensor,
+        alive: list[int],
+        h: Tensor,
+        c: Tensor,
+        suffix: str,
+        sums: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """y, the final states, and the sums over the sequences, [steps, 18 * H]."""
+        get = {name: getattr(self, f"{name}{suffix}") for name in _NAMES}
+        gates = [part for name in ("gain_x", "gain_h", "bias") for part in get[name].chunk(4)]
+        if sums is None:
+            sums = rows.new_empty(0, 18 * self.hidden_size)
+        weights = [get["weight_ih"], get["weight_hh"], *gates, get["gain_c"], get["shift_c"], sums]
+        y, h_n, c_n, sums = ops.rnn(
+            _kernel(self.eps) or _declaration(self.eps),
+            rows,
+            [h.unsqueeze(0), c.unsqueeze(0)],
+            weights,
+            batch_sizes=torch.tensor(alive),
+        )
+        return y, h_n[0], c_n[0], sums[0]
+
+    @torch.no_grad()
+    def _keep(self, sums: Tensor, alive: list[int], suffix: str) -> None:
+        """Move the running averages towards the statistics of these steps; of those that share the
+        last place, towards the mean of theirs.
+        """
+        n = sums.new_tensor(alive).unsqueeze(1)
+        last = self.max_length - 1
+        for name, (mean, var) in self._parts(sums).items():
+            for kind, values in (("mean", mean / n), ("var", var / (n - 1))):
+                running = getattr(self, f"{kind}_{name}{suffix}")
+                if len(values) > last:
+                    values = torch.cat([values[:last], values[last:].mean(0, keepdim=True)])
+                running[: len(values)].lerp_(values.to(running), self.momentum)
+
+    def _expected(self, alive: list[int], first: int, suffix: str) -> Tensor:
+        """The sums over sequences, from a step on, that have the running averages."""
+        places = [min(t, self.max_length - 1) for t in range(first, len(alive))]
+        kept = [
+            getattr(self, f"{kind}_{name}{suffix}")[places].unflatten(1, (-1, self.hidden_size))
+            for name in ("x", "h", "c")
+            for kind in ("mean", "var")
+        ]
+        x, h, c = (torch.stack(kept[k : k + 2], 2) for k in (0, 2, 4))
+        # Of each gate, the norm of the input's part comes first.
+        both = torch.stack([x, h], 2).flatten(2, 3)
+        n = kept[0].new_tensor(alive[first:]).unsqueeze(1)
+        return torch.cat([both.flatten(1), c.flatten(1)], 1) * n
+
+    def _parts(self, sums: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each norm the sums of values and of squares, [steps, width], as its buffers lie."""
+        *gates, c = sums.unflatten(1, (-1, 2, self.hidden_size)).unbind(1)
+        of_x, of_h = (torch.stack(gates[k::2], 2) for k in (0, 1))  # [steps, 2, 4, H]
+        found = {"x": of_x, "h": of_h, "c": c.unsqueeze(2)}
+        return {name: (v[:, 0].flatten(1), v[:, 1].flatten(1)) for name, v in found.items()}
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: 2 if self.bidirectional else 1]
@@ -280,10 +360,7 @@ class BatchNormLSTM(nn.Module):
         __call__ = forward
 
 
-_NAMES = (
-    *("weight_ih", "weight_hh", "bias", "gain_x", "gain_h", "gain_c", "shift_c"),
-    *(f"{statistic}_{name}" for statistic in ("mean", "var") for name in ("x", "h", "c")),
-)
+_NAMES = ("weight_ih", "weight_hh", "bias", "gain_x", "gain_h", "gain_c", "shift_c")
 
 
 def _reversed_rows(alive: list[int], device: torch.device) -> Tensor:
