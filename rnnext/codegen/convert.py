@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
 from rnnext.codegen.aten import FILLED, HANDLERS, RESHAPES, Refused, base_name
-from rnnext.codegen.errors import call_name, node_error, spelling, unsupported
-from rnnext.codegen.ir import Node, Width
+from rnnext.codegen.errors import call_name, cell_error, node_error, spelling, unsupported
+from rnnext.codegen.ir import Node, Width, walk, with_gradient
 from rnnext.codegen.record import Recording
 from rnnext.codegen.simplify import Builder
 from rnnext.codegen.sums import Sums
 
 _ROWS = "N"
 _MEASURES = (torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default)
+_MIXED = (
+    "is not supported in a step with sums over the batch: these are of values (N, width), and "
+    "there are no sums over the units of a row, nor of one value a row, beside them"
+)
 _SIZE_OPS = {
     operator.add: "add",
     operator.sub: "sub",
@@ -54,10 +58,25 @@ class Converter:
     what is the same for all rows is simply repeated. Hence the gradient of such a value, in torch
     a sum over N, is one row's share of it here, and sums over N (they occur in the backward only,
     which is linear in them) do nothing.
+
+    In a cell with sums over the batch a sum over N is what it is, and of the gradients of params
+    the rows' shares are found in the end.
+
+    Args:
+        recording: the step.
+        leaves: what the placeholders stand for.
+        graph: what was traced.
+        keep_detach: whether a value that was detached is a node of its own.
+        batched: whether the cell has sums over the batch; else whether the graph says so.
     """
 
     def __init__(
-        self, recording: Recording, leaves: Sequence[Leaf], graph: fx.Graph, keep_detach: bool
+        self,
+        recording: Recording,
+        leaves: Sequence[Leaf],
+        graph: fx.Graph,
+        keep_detach: bool,
+        batched: bool = False,
     ) -> None:
         self.recording = recording
         self.keep_detach = keep_detach
@@ -76,6 +95,9 @@ class Converter:
             rows, units = map(_symbol, node.meta["val"].shape)
             self.axes |= {rows: _ROWS, units: leaf.width}
             self.sizes[leaf.width] = self.make.leaf("size", leaf.index)
+        self.batched = batched or any(map(self._adds_rows, graph.nodes))
+        if self.batched:
+            self.sizes[_ROWS] = self.make.leaf("batch", 0)
 
     def run(self, results: Sequence[Result], detached: Collection[int] = ()) -> dict[Result, Node]:
         """The node of each result, a constant 0 where there is none.
@@ -92,8 +114,11 @@ class Converter:
             result: zero if output is None else self._result(result, self._convert(output))
             for result, output in outputs.items()
         }
+        if self.batched:
+            made |= {key: self._share(node) for key, node in made.items() if key[0] == "dparam"}
         sums = Sums(self.make, made.values(), self.sizes.__getitem__)
-        return {result: sums(node) for result, node in made.items()}
+        made = {result: sums(node) for result, node in made.items()}
+        return self._numbered(made) if self.batched else made
 
     def _result(self, result: Result, made: Node) -> Node:
         if result[0] == "operand":
@@ -234,13 +259,58 @@ class Converter:
     def _sum(self, node: fx.Node, dims: Any = None) -> Node:
         axes = self._axes_of(node.args[0])
         made = self.make.number(self.nodes[node.args[0]])  # type: ignore[index]
-        for dim in dims or range(len(axes)):
-            axis = axes[dim]
-            if axis == _ROWS and not self.make.backward:
-                self._fail(node, "adds up rows of the batch: a step is the same for each row")
-            if axis not in (1, _ROWS):
+        for axis in (axes[dim] for dim in dims or range(len(axes))):
+            if axis == _ROWS and self.batched:
+                made = self.make.batch_sum(made, self.sizes[axis])
+            elif axis not in (1, _ROWS):
                 made = self.make.sum(made, self.sizes[axis])  # type: ignore[index]
+            if self.batched and made.op in ("sum", "batch_sum") and made.width == 1:
+                self._fail(node, _MIXED)
         return made
+
+    def _adds_rows(self, node: fx.Node) -> bool:
+        """Whether the step itself adds up rows there."""
+        if not isinstance(node.target, torch._ops.OpOverload) or "source" not in node.meta:
+            return False
+        if base_name(node.target) != "sum":
+            return False
+        axes = self._axes_of(node.args[0])
+        dims: Any = node.args[1] if len(node.args) > 1 else None
+        return _ROWS in [axes[dim] for dim in dims or range(len(axes))]
+
+    def _share(self, gradient: Node) -> Node:
+        """One row's share of a gradient that adds up rows, in which it is linear."""
+        shares: dict[Node, Node] = {}
+        self.make.source, self.make.backward = "", True
+        for node in with_gradient([gradient]):
+            if node.op == "batch_sum":
+                shares[node] = node.args[0]
+            elif node in self.make.uniform:
+                shares[node] = self.make(node.op, *(shares.get(arg, arg) for arg in node.args))
+        return shares.get(gradient, gradient)
+
+    def _numbered(self, results: dict[Result, Node]) -> dict[Result, Node]:
+        """The same, with sums over the batch numbered: the step's in the order of its calls."""
+        nodes, gradients = list(walk(results.values())), with_gradient(results.values())
+        forward = set(walk(results[key] for key in results if key[0] in ("next", "operand")))
+        calls = dict.fromkeys(self.nodes[node] for node in self.graph.nodes if node in self.nodes)
+        places = {node: place for place, node in enumerate(dict.fromkeys([*calls, *nodes]))}
+        sums = [node for node in nodes if node.op == "batch_sum"]
+        own = [node for node in sums if node not in gradients]
+        if not own and any(node.op == "batch" for node in nodes):
+            problem = "its step adds up over the batch only what is the same in all rows"
+            raise cell_error(self.recording.declaration, problem)
+        own.sort(key=lambda node: (node not in forward, places[node]))
+        back = [node for node in sums if node in gradients]
+        numbers = {node: ("batch_sum", k) for k, node in enumerate(own)}
+        numbers |= {node: ("back_batch_sum", k) for k, node in enumerate(back)}
+        new: dict[Node, Node] = {}
+        for node in nodes:
+            args = tuple(new[arg] for arg in node.args)
+            op, index = numbers.get(node, (node.op, node.index))
+            same = args == node.args and node not in numbers
+            new[node] = node if same else replace(node, op=op, args=args, index=index)
+        return {key: new[node] for key, node in results.items()}
 
     def _fail(self, node: fx.Node, problem: str) -> NoReturn:
         call = node.meta.get("call")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rnnext.codegen import names
 from rnnext.codegen.errors import cell_error
 from rnnext.codegen.function import Names, constant, function
-from rnnext.codegen.ir import Node, Program, Width, walk
+from rnnext.codegen.ir import BATCH_SUMS, Node, Program, Width, walk
 from rnnext.codegen.plan import Plan, plan, state_width
 from rnnext.codegen.schedule import Schedule
 
@@ -78,6 +78,8 @@ def _check_planned(how: Plan) -> None:
     for direction, order in (("forward", how.forward), ("backward", how.backward)):
         counts[f"values between its {direction} stages"] = len(order.slots)
         counts[f"sums over units in its {direction}"] = len(order.totals)
+        sums = how.program.batch_sums if direction == "forward" else how.program.back_batch_sums
+        counts[f"sums over the batch in its {direction}"] = len(sums)
         stages[f"{direction} stages"] = (len(order.stages), 16)
     _check(how.program, stages | {what: (count, _MOST_VALUES) for what, count in counts.items()})
 
@@ -150,7 +152,7 @@ class Header:
         for node in walk(program.results()):
             if name := names.leaf_name(program, node):
                 self.wishes[node] = name
-            elif node.op == "sum":
+            elif node.op == "sum" or node.op in BATCH_SUMS:
                 self.wishes[node] = "total"
             elif node.op == "add" and any(arg.op == "dnext" for arg in node.args):
                 k = next(arg.index for arg in node.args if arg.op == "dnext")
@@ -168,6 +170,10 @@ class Header:
                 found[node] = truth if node.boolean else constant(node.value)
             elif node.op == "size":
                 found[node] = f"u.size({self.width(self._all_sizes()[node.index])})"
+            elif node.op == "batch":
+                found[node] = "u.batch()"
+            elif node.op in BATCH_SUMS:
+                found[node] = f"u.batch_sum({node.index})"
             elif node.op in _ENUM_OF:
                 call = calls.get(node.op, node.op)
                 found[node] = f"u.{call}({self.indices[call][node.index]})"
@@ -175,13 +181,15 @@ class Header:
 
     def _functions(self) -> list[str]:
         """Both functions."""
-        leaves = self._leaves()
+        leaves, uniform = self._leaves(), self.program.uniform()
         returned = dict(leaves)
+        for node in self.program.batch_sums:
+            returned[node] = f"u.forward_batch_sum({node.index})"
         for j, saved in enumerate(self.plan.saved):
-            if saved.width == saved.node.width:
+            if saved.width == saved.node.width and saved.node not in uniform:
                 returned[saved.node] = f"u.saved({self.indices['saved'][j]})"
         for k, node in enumerate(self.program.next):
-            if node.width == state_width(self.program, k) and node not in leaves:
+            if node.width == state_width(self.program, k) and node not in {*leaves, *uniform}:
                 returned[node] = f"u.next({self.indices['next'][k]})"
         lines = []
         for name, order, given in (
@@ -189,7 +197,7 @@ class Header:
             ("backward", self.plan.backward, returned),
         ):
             scope = names.Scope(self.scope.taken)
-            called = Names(given, self.indices, self.variables, self.wishes, scope)
+            called = Names(given, self.indices, self.variables, self.wishes, uniform, scope)
             lines += ["", *function(name, order, called)]
         return lines
 
@@ -278,6 +286,8 @@ class Header:
             "saved": [saved.width for saved in how.saved],
             "values": [width for _, width in how.forward.slots],
             "back_values": [width for _, width in how.backward.slots],
+            "batch_sums": [node.width for node in program.batch_sums],
+            "back_batch_sums": [node.width for node in program.back_batch_sums],
         }
         fields |= {key: self._group(widths) for key, widths in groups.items() if widths}
         start = "static constexpr CellShape shape{"
@@ -334,6 +344,8 @@ class Header:
             fields = [] if stage.width == "hidden_size" else [f".width = {self.width(stage.width)}"]
             if totals:
                 fields += [f".first_total = {first}"] * (first > 0) + [f".totals = {totals}"]
+            if any(task.call == "add_batch" for task in stage.tasks):
+                fields.append(".sums_batch = true")
             found.append(f"{{{', '.join(fields)}}}")
             first += totals
         return found

@@ -39,6 +39,7 @@ class Names(NamedTuple):
         indices: the first arguments of a call: enumerators.
         variables: the user's names of values, all different.
         wishes: names of other values, for those that need one.
+        uniform: values that are made once for all rows; none where each row is by itself.
         scope: what is taken.
     """
 
@@ -46,6 +47,7 @@ class Names(NamedTuple):
     indices: Mapping[str, Sequence[str]]
     variables: Mapping[Node, str]
     wishes: Mapping[Node, str]
+    uniform: frozenset[Node]
     scope: Scope
 
 
@@ -120,9 +122,9 @@ class _Block:
         self.statements: list[str] = []
         self.last_line = ""
         self.reading = ""  # the last statement, if it only reads values
-        roots = [task.node for task in self.tasks] + [node for node, _ in stage.puts]
-        self.uses = Counter(roots)
-        for node in needs(roots, self.is_given):
+        self.roots = [task.node for task in self.tasks] + [node for node, _ in stage.puts]
+        self.uses = Counter(self.roots)
+        for node in needs(self.roots, self.is_given):
             if not self.is_given(node):
                 self.uses.update(node.args)
 
@@ -131,6 +133,27 @@ class _Block:
         return node in self.given
 
     def lines(self) -> list[str]:
+        """The statements of the stage: what is made once, then the rows one by one."""
+        if not self.names.uniform:
+            return self.row()
+        once = self.once()
+        self.statements, self.last_line, self.reading = [], "", ""
+        loop = [f"  {line}" for line in self.row()]
+        return [*once, "for (; u.has_row(); u.next_row()) {", *loop, "}"]
+
+    def once(self) -> list[str]:
+        """Values that are the same in all rows, those named that a row reads."""
+        waiting, self.waiting = self.waiting, []
+        uniform = self.names.uniform
+        for node in needs(self.roots, lambda node: self.is_given(node) or node in uniform):
+            if node in uniform and node.op not in ("constant", "size"):
+                self.define(node)
+                if not self.texts[node].code.isidentifier():
+                    self.state(node)
+        self.waiting = waiting
+        return self.statements
+
+    def row(self) -> list[str]:
         """The calls of the stage, each after what it needs."""
         for task in self.tasks:
             self.define(task.node)
@@ -146,6 +169,8 @@ class _Block:
         """Write a result."""
         if task.call == "add":
             index = str(self.totals[task.node])
+        elif task.call == "add_batch":
+            index = str(task.index)
         else:
             index = self.names.indices[task.call][task.index]
         if task.node not in self.called:

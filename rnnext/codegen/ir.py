@@ -1,4 +1,4 @@
-"""The intermediate representation: what a step and its backward compute for one row.
+"""The intermediate representation: what a step and its backward compute for the rows of a batch.
 
 A :class:`Program` is one graph of :class:`Node` s, all of them values (N, width). The forward's
 nodes and the backward's are in one graph: a backward node refers to forward nodes freely.
@@ -6,7 +6,7 @@ nodes and the backward's are in one graph: a backward node refers to forward nod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 Width = str | int  # "hidden_size", the name of a size, or 1: one value a row
 
 LEAVES = frozenset(
-    {"gate", "gate_x", "gate_h", "state", "param", "noise", "size", "constant", "dnext", "doperand"}
+    {
+        *("gate", "gate_x", "gate_h", "state", "param", "noise", "size", "constant", "batch"),
+        *("dnext", "doperand"),
+    }
 )
 
 
@@ -29,16 +32,17 @@ class Node:
 
     Leaves of the forward: ``gate`` (a summed gate), ``gate_x`` and ``gate_h`` (both parts of an
     apart gate, or the one of an input gate), ``state``, ``param``, ``noise``, ``size``,
-    ``constant``; of the backward: ``dnext`` and ``doperand``. ``product`` has its operand as
-    argument (in the second stream: the operand and its tangent), ``sum`` adds up its argument
-    over the units of a row. ``detach`` is its argument, where a product has a state for operand to
-    which no gradient flows back. All others are elementwise and named as in torch; a width of 1
-    broadcasts.
+    ``constant``, ``batch`` (the number of rows); of the backward: ``dnext`` and ``doperand``.
+    ``product`` has its operand as argument (in the second stream: the operand and its tangent),
+    ``sum`` adds up its argument over the units of a row, ``batch_sum`` over the rows, and
+    ``back_batch_sum`` where it depends on a gradient which comes in. ``detach`` is its argument,
+    where a product has a state for operand to which no gradient flows back. All others are
+    elementwise and named as in torch; a width of 1 broadcasts.
     """
 
     op: str
     args: tuple[Node, ...] = ()
-    index: int = 0  # which gate, state, param, noise, size or product
+    index: int = 0  # which gate, state, param, noise, size, product or sum over the batch
     value: float = 0.0  # of a constant
     width: Width = "hidden_size"  # of constants and sizes: 1
     boolean: bool = False
@@ -62,6 +66,9 @@ class Program:
     With two streams (the jvp cell) an index of a gate, state, param or product counts the first
     stream's, then their tangents. Each gradient is complete: a constant 0 where nothing flows.
     Any value may be of width 1 where a wider one is expected: it is the same for all units.
+
+    Sums over the batch are numbered in the order in which the step makes them, the first stream's
+    before their tangents'; those of the backward by themselves.
     """
 
     declaration: Declaration
@@ -80,6 +87,33 @@ class Program:
         operands = [operand for use in self.products for operand in use.operands]
         gradients = [*self.dstate, *self.da.values(), *self.dx.values(), *self.dr.values()]
         return [*self.next, *operands, *gradients, *self.dparam, *self.dproduct]
+
+    @property
+    def batch_sums(self) -> list[Node]:
+        """The forward's sums over the batch, by number."""
+        return self._all("batch_sum")
+
+    @property
+    def back_batch_sums(self) -> list[Node]:
+        """The backward's, by number."""
+        return self._all("back_batch_sum")
+
+    def _all(self, op: str) -> list[Node]:
+        found = (node for node in walk(self.results()) if node.op == op)
+        return sorted(found, key=lambda node: node.index)
+
+    @property
+    def has_batch_sums(self) -> bool:
+        """Whether rows depend on each other."""
+        return bool(self.batch_sums)
+
+    def uniform(self) -> frozenset[Node]:
+        """What stages compute once for all rows; nothing where rows do not depend on each other."""
+        found: set[Node] = set()
+        for node in walk(self.results() if self.has_batch_sums else []):
+            if is_uniform(node, found):
+                found.add(node)
+        return frozenset(found)
 
 
 def walk(nodes: Iterable[Node]) -> Iterator[Node]:
@@ -107,6 +141,17 @@ def with_gradient(roots: Iterable[Node]) -> dict[Node, None]:
     return found
 
 
+BATCH_SUMS = frozenset({"batch_sum", "back_batch_sum"})
+_UNIFORM = BATCH_SUMS | {"param", "size", "constant", "batch"}
+
+
+def is_uniform(node: Node, uniform: Container[Node]) -> bool:
+    """Whether a node is the same in all rows, where of its arguments the uniform ones are."""
+    if node.op not in ELEMENTWISE and node.op != "detach":
+        return node.op in _UNIFORM
+    return all(arg in uniform for arg in node.args)
+
+
 _SAME_NAME = (
     "add sub mul div neg abs sqrt rsqrt exp expm1 log log1p sin cos tanh sigmoid erf pow minimum "
     "maximum relu floor ceil trunc round sign lt le gt ge eq ne where"
@@ -132,8 +177,8 @@ def evaluate(
 
     Args:
         roots: nodes that are wanted.
-        leaves: by op and index, products among them where these are given; each broadcastable to
-            (N, width), sizes as 0-dim tensors.
+        leaves: by op and index, products and sums over the batch among them where these are given;
+            each broadcastable to (N, width), sizes and the number of rows as 0-dim tensors.
         compute: of a product or a ``doperand`` that is not among the leaves, and its arguments.
         values: what is known already; the values are added.
         after: called with each node that has been made.
@@ -153,6 +198,8 @@ def evaluate(
             values[node] = torch.full((), node.value, dtype=kind, device="cpu")
         elif node.op == "sum":
             values[node] = args[0].sum(-1, keepdim=True)
+        elif node.op in BATCH_SUMS:
+            values[node] = args[0].sum(0, keepdim=True)
         elif node.op == "detach":
             values[node] = args[0].detach()
         elif node.op in ELEMENTWISE:

@@ -145,6 +145,8 @@ def leaf_name(program: Program, node: Node) -> str:
             return streamed(program, list(cell.params))[node.index]
         case "noise":
             return list(cell.noise)[node.index]
+        case "batch":
+            return "batch"
         case "product" | "doperand":
             product = products(program)[node.index]
             return product if node.op == "product" else f"d{product}_operand"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnnext.codegen import names
 from rnnext.codegen.cut import cheapest_closure
 from rnnext.codegen.errors import cell_error
-from rnnext.codegen.ir import Node, ProductUse, Program, Width, walk, with_gradient
+from rnnext.codegen.ir import BATCH_SUMS, Node, ProductUse, Program, Width, walk, with_gradient
 from rnnext.codegen.schedule import Graph, Schedule, Task, cost, needs, schedule
 
-_READ_BY_BOTH = frozenset({"state", "param", "noise", "size", "constant"})
+_READ_BY_BOTH = frozenset({"state", "param", "noise", "size", "constant", "batch"})
+_FREE = _READ_BY_BOTH | {"batch_sum"}  # of the forward
 _GATES = frozenset({"gate", "gate_x", "gate_h"})
 
 KEEP = 1.0
@@ -120,6 +121,10 @@ def plan(program: Program) -> Plan:
         steps, back = schedule(forward), schedule(backward)
     except ValueError as error:
         raise cell_error(program.declaration, str(error)) from error
+    stages = [*steps.stages, *back.stages]
+    if program.has_batch_sums and any(stage.width == 1 for stage in stages):
+        problem = "its step has sums over the batch and beside them results of one value a row"
+        raise cell_error(program.declaration, problem)
     products = []
     for number, use in enumerate(program.products):
         if (state := state_of(program, use)) >= 0:
@@ -189,9 +194,11 @@ def _choose(program: Program) -> list[tuple[Node, Width]]:
     """The values to keep: a minimum cut between the forward and what the gradients need.
 
     Each value without a gradient in it may be kept, or computed in the backward, which then needs
-    its arguments. Gates and products cannot be computed, nor are totals of the forward. Operands
-    of products are kept in any case: the matrix's gradient needs them.
+    its arguments. Gates and products cannot be computed, nor are totals of the forward; its sums
+    over the batch the engine keeps. Operands of products are kept in any case: the matrix's
+    gradient needs them.
     """
+    uniform = program.uniform()
     forced = dict.fromkeys(_operands(program))
     free = _next_states(program) | {node for node, width in forced if node.width == width}
     of_forward = set(walk(names.forward_results(program)))
@@ -199,7 +206,10 @@ def _choose(program: Program) -> list[tuple[Node, Width]]:
     gradients = with_gradient(roots)
 
     def is_free(node: Node) -> bool:
-        return node in free or node.op in _READ_BY_BOTH
+        return node in free or node.op in _FREE
+
+    def price(node: Node) -> float:
+        return 0.0 if node in uniform else cost(node)
 
     needed = [root for root in roots if root not in gradients]
     needed += [arg for node in gradients for arg in node.args if arg not in gradients]
@@ -212,12 +222,12 @@ def _choose(program: Program) -> list[tuple[Node, Width]]:
         keep = _keep(node)
         if node not in of_forward:  # the forward would have to compute it first
             chain = needs([node], lambda n: n in of_forward)
-            keep += 0.01 + sum(cost(n) for n in chain if n not in of_forward)
+            keep += 0.01 + sum(price(n) for n in chain if n not in of_forward)
         weights["need", node] = round(1000 * keep)
         from_forward = node in of_forward and node.op == "sum"
         if node.op in _GATES or node.op == "product" or from_forward:
             continue
-        weights["compute", node] = round(1000 * (cost(node) - keep))
+        weights["compute", node] = round(1000 * (price(node) - keep))
         implies.append((("compute", node), ("need", node)))
         implies += [(("compute", node), ("need", arg)) for arg in node.args if not is_free(arg)]
     chosen = cheapest_closure(weights, implies, [("need", node) for node in needed])
@@ -248,8 +258,8 @@ def _reason(program: Program, node: Node, operands: dict[Node, Width]) -> str:
         return "a product's result, which is not made again"
     if node.op == "sum":
         return "a total, which is not made again"
-    cut = needs([node], lambda n: n.op in _READ_BY_BOTH)
-    price = sum(cost(n) for n in cut if n.op not in _READ_BY_BOTH | _GATES)
+    cut = needs([node], lambda n: n.op in _FREE)
+    price = sum(cost(n) for n in cut if n.op not in _FREE | _GATES)
     lost = sum(n.op in _GATES | {"product", "sum"} for n in cut)
     return (
         f"making it again would cost {price:.2f} and {_count(lost, 'value')} kept for it"
@@ -258,12 +268,12 @@ def _reason(program: Program, node: Node, operands: dict[Node, Width]) -> str:
     )
 
 
-def _sums(tasks: list[Task], stop_at: Graph | None = None) -> Iterator[tuple[Node, Task]]:
-    """The totals that tasks need, each with the task that adds it up."""
-    stop = stop_at.given if stop_at else lambda node: False
-    for node in needs([task.node for task in tasks], stop):
-        if node.op == "sum" and not stop(node):
-            yield node, Task("add", 0, node.args[0], node.args[0].width)
+def _sums(nodes: list[Node]) -> Iterator[tuple[Node, Task]]:
+    """The sums among nodes, each with the task that adds it up."""
+    for node in nodes:
+        if node.op == "sum" or node.op in BATCH_SUMS:
+            call = "add" if node.op == "sum" else "add_batch"
+            yield node, Task(call, node.index, node.args[0], node.args[0].width)
 
 
 def _forward_graph(program: Program, saved: list[Saved]) -> tuple[Graph, dict[int, list[Task]]]:
@@ -277,20 +287,25 @@ def _forward_graph(program: Program, saved: list[Saved]) -> tuple[Graph, dict[in
     tasks += [task for puts in operands.values() for task in puts]
     news = [Task("next", k, node, state_width(program, k)) for k, node in enumerate(program.next)]
     tasks += news
-    sums = dict(_sums(tasks))
+    roots = [*program.batch_sums, *(task.node for task in tasks)]
+    nodes = needs(roots, lambda node: False)
+    sums = dict(_sums(nodes))
     after = {node: [task] for node, task in sums.items()}
-    for node in needs([task.node for task in tasks], lambda node: False):
+    for node in nodes:
         if node.op == "product":
             after[node] = operands.get(node.index % len(program.products), [])
     tasks = [*sums.values(), *tasks]
     leaves = _READ_BY_BOTH | _GATES
     overwrites = {("state", task.index): task for task in news}
-    return Graph(tasks, lambda node: node.op in leaves, after, overwrites), operands
+    graph = Graph(tasks, lambda node: node.op in leaves, after, overwrites, program.uniform())
+    return graph, operands
 
 
 def _backward_graph(program: Program, saved: list[Saved]) -> Graph:
     """The backward as tasks."""
+    uniform = program.uniform()
     kept = {s.node for s in saved if s.width == s.node.width} | _next_states(program)
+    kept -= uniform  # made again, these are not read for each row
     hidden: Width = "hidden_size"
     tasks = [
         Task(call, index, node, hidden)
@@ -307,19 +322,21 @@ def _backward_graph(program: Program, saved: list[Saved]) -> Graph:
         Task("dstate", k, node, state_width(program, k)) for k, node in enumerate(program.dstate)
     ]
     tasks += [*returning, *states]
-    leaves = _READ_BY_BOTH | {"dnext"}
+    leaves = _FREE | {"dnext"}
     graph = Graph(
         tasks,
         lambda node: node in kept or node.op in leaves,
         {},
         {("dnext", task.index): task for task in states},
+        uniform,
     )
-    sums = dict(_sums(tasks, graph))
+    nodes = needs([task.node for task in tasks], graph.given)
+    sums = dict(_sums([node for node in nodes if not graph.given(node)]))
     after = {node: [task] for node, task in sums.items()}
-    for node in needs([task.node for task in tasks], graph.given):
+    for node in nodes:
         if node.op == "doperand":
             after[node] = [t for t in returning if t.index % count == node.index % count]
-    return Graph([*sums.values(), *tasks], graph.given, after, graph.overwrites)
+    return replace(graph, tasks=[*sums.values(), *tasks], after=after)
 
 
 def _made_again(program: Program, backward: Graph) -> list[tuple[Node, float]]:
@@ -329,7 +346,7 @@ def _made_again(program: Program, backward: Graph) -> list[tuple[Node, float]]:
     return [
         (node, cost(node))
         for node in nodes
-        if node in of_forward and not backward.ready_made(node) and cost(node) > 0.1
+        if node in of_forward and not backward.ready_made(node) and backward.cost(node) > 0.1
     ]
 
 

@@ -1,7 +1,8 @@
 """Stages of a step: which results are made when, and what one stage hands to later ones.
 
 A stage treats each unit of one width by itself. What needs all units of a row (totals, values of
-width one) or the engine (products) separates stages. There are as few as possible.
+width one), all rows of a unit (sums over the batch) or the engine (products) separates stages.
+There are as few as possible.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def cost(node: Node) -> float:
 class Task:
     """A call that a stage makes: `u.<call>(index, node)`.
 
-    `put` is the operand of product `index`, `add` the argument of a sum. `hand` is no call: its
-    value of width one is made in this stage, and put if a later one reads it.
+    `put` is the operand of product `index`, `add` the argument of a sum, `add_batch` that of sum
+    `index` over the batch. `hand` is no call: its value of width one is made in this stage, and put
+    if a later one reads it.
     """
 
     call: str
@@ -59,14 +61,20 @@ class Graph:
     Attributes:
         tasks: all calls to be made.
         given: whether a node can be read in any stage.
-        after: totals, and what products return: readable after the stages of these tasks.
+        after: sums, and what products return: readable after the stages of these tasks.
         overwrites: the task whose stage is the last that can read a leaf (its op and index).
+        uniform: what a stage computes once for all rows.
     """
 
     tasks: list[Task]
     given: Callable[[Node], bool]
     after: Mapping[Node, list[Task]]
     overwrites: Mapping[tuple[str, int], Task]
+    uniform: frozenset[Node] = frozenset()
+
+    def cost(self, node: Node) -> float:
+        """What computing a node costs for each row."""
+        return 0.0 if node in self.uniform else cost(node)
 
     def ready_made(self, node: Node) -> bool:
         """Whether a node is read, not computed."""
@@ -145,7 +153,7 @@ def _inline(graph: Graph, nodes: list[Node]) -> set[Node]:
     for node in nodes:
         if node.width != 1 or graph.ready_made(node):
             continue
-        price = cost(node) + sum(chain.get(arg, 0.0) for arg in set(node.args))
+        price = graph.cost(node) + sum(chain.get(arg, 0.0) for arg in set(node.args))
         if price <= INLINE:
             chain[node] = price
     return set(chain)
@@ -253,7 +261,7 @@ class _Walk:
                 stage.leaves.add((node.op, node.index))
             else:
                 elsewhere = node.width != stage.width and node not in self.inline
-                stage.cost += math.inf if elsewhere else cost(node)
+                stage.cost += math.inf if elsewhere else self.graph.cost(node)
                 if node.width == stage.width:
                     self.made.setdefault(node, number)
                 stack.extend(reversed(node.args))
@@ -289,7 +297,7 @@ class _Walk:
             return math.inf if gone else 0.0
         if node.width != stage.width and node not in self.inline:
             return math.inf if root or node.width != 1 else 0.0
-        price = cost(node)
+        price = self.graph.cost(node)
         for arg in node.args:
             price += self.again(arg, number, here, limit - price) if price <= limit else math.inf
         return price if price <= limit else math.inf

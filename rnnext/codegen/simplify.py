@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from rnnext.codegen.ir import ELEMENTWISE_FUNCTIONS, Node, Width
+from rnnext.codegen.ir import ELEMENTWISE_FUNCTIONS, Node, Width, is_uniform
 
 _BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not"})
 _COMMUTATIVE = frozenset({"add", "mul", "minimum", "maximum", "eq", "ne", "and", "or", "xor"})
@@ -23,6 +23,7 @@ class Builder:
     def __init__(self) -> None:
         self.source = ""  # of the nodes made next
         self.backward = False  # a product with a literal zero then is zero: nothing flows there
+        self.uniform: set[Node] = set()  # the same in all rows
         self._nodes: dict[tuple[object, ...], Node] = {}
 
     def leaf(self, op: str, index: int, width: Width = 1) -> Node:
@@ -56,6 +57,12 @@ class Builder:
             return self("mul", node, units)
         return self._node("sum", (node,), width=1)
 
+    def batch_sum(self, node: Node, rows: Node) -> Node:
+        """Over the ``rows`` of the batch."""
+        if node in self.uniform:
+            return self("mul", node, rows)
+        return self._node("batch_sum", (node,), width=node.width)
+
     def __call__(self, op: str, *args: Node) -> Node:
         """An elementwise operation."""
         if all(arg.op == "constant" for arg in args):
@@ -85,7 +92,10 @@ class Builder:
         order = tuple(sorted(args, key=id)) if op in _COMMUTATIVE else args
         key = (op, order, index, repr(value), boolean)
         if key not in self._nodes:
-            self._nodes[key] = Node(op, args, index, value, width, boolean, self.source)
+            made = Node(op, args, index, value, width, boolean, self.source)
+            self._nodes[key] = made
+            if is_uniform(made, self.uniform):
+                self.uniform.add(made)
         return self._nodes[key]
 
 

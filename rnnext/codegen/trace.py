@@ -94,6 +94,7 @@ def _lower_tangents(recording: Recording, program: Program) -> Program:
     kinds = [("next", k) for k in range(states)] + [("operand", p) for p in range(count)]
     operands = [use.operands[0] for use in program.products]
     gradients = [_gradient_of(program, leaf) for leaf in first]
+    batched = program.has_batch_sums
 
     def step_and_gradients(given: dict[Leaf, Tensor]) -> list[Tensor | None]:
         varied = [leaf for leaf in leaves if leaf.op in _SMOOTH or leaf.op in _COTANGENT.values()]
@@ -104,16 +105,19 @@ def _lower_tangents(recording: Recording, program: Program) -> Program:
                 size = torch.full((), given[leaf].shape[-1], dtype=torch.float32, device="cpu")
                 by_kind["size", leaf.index] = size
         rows = given[leaves[0]].shape[0]
+        by_kind["batch", 0] = torch.full((), rows, dtype=torch.float32, device="cpu")
 
         def after(node: Node) -> None:
             _mark(source=node.source) if node.source else None
 
-        values = evaluate(program.results(), by_kind, after=after)
+        values = evaluate([*program.batch_sums, *program.results()], by_kind, after=after)
 
         def wide(node: Node, leaf: Leaf) -> Tensor:
             return values[node].expand(rows, given[leaf].shape[-1])
 
         g = [wide(node, leaf) for node, leaf in zip(gradients, first, strict=True)]
+        if batched:  # the whole gradient of a param in place of the rows' shares
+            g = [x.sum(0) if leaf.op == "param" else x for x, leaf in zip(g, first, strict=True)]
         t = [given[leaf].expand_as(value) for leaf, value in zip(second, g, strict=True)]
         v = [by_kind[_COTANGENT[kind], index] for kind, index in kinds]
         tangents = _gradients(recording, g, v, t, create_graph=True)
@@ -133,7 +137,7 @@ def _lower_tangents(recording: Recording, program: Program) -> Program:
     tangent_kinds += [("operand", p + count) for p in range(count)]
     results = [*kinds, *tangent_kinds, *((f"d{leaf.op}", leaf.index) for leaf in first + second)]
     detached = {p for p, operand in enumerate(operands) if operand.op == "detach"}
-    nodes = Converter(recording, leaves, graph, keep_detach=False).run(results, detached)
+    nodes = Converter(recording, leaves, graph, False, batched).run(results, detached)
     return _program(recording, 2, nodes)
 
 

@@ -34,6 +34,10 @@ def assert_close(actual, expected, tolerance, name):
     )
 
 
+def _row(n):
+    return slice(n, n + 1)
+
+
 class Case:
     """A cell with values for all that it takes; with two streams, tangents of what is smooth."""
 
@@ -53,6 +57,7 @@ class Case:
         self.tangent = {given.name: random(*self.primal[given.name].shape) for given in self.smooth}
         shapes = [(self.sizes[to], self.sizes[of]) for to, of in cell.matrices.values()]
         self.matrices = [[random(*shape) for shape in shapes] for _ in range(streams)]
+        self.given = {}  # sums over the batch that are not to be added up
         self.dnext = [random(N, self.sizes[s]) for s in [*cell.states.values()] * streams]
 
     def check(self, rtol=1e-12):
@@ -68,14 +73,15 @@ class Case:
 
     def by_torch(self):
         """New states and gradients; a row at a time, so that params have a gradient for each."""
-        rows = [self.row(n) for n in range(N)]
+        whole = self.program.has_batch_sums
+        rows = [self.rows(part) for part in ([slice(N)] if whole else map(_row, range(N)))]
         new = [torch.cat(parts) for parts in zip(*[new for new, _ in rows], strict=True)]
         return new, {name: torch.cat([row[name] for _, row in rows]) for name in rows[0][1]}
 
-    def row(self, n):
+    def rows(self, rows):
         def part(given, values):
             value = values[given.name]
-            return value.clone() if given.op == "param" else value[n : n + 1].clone()
+            return value.clone() if given.op == "param" else value[rows].clone()
 
         primal = {given.name: part(given, self.primal) for given in self.inputs}
         tangent = {given.name: part(given, self.tangent) for given in self.smooth}
@@ -95,9 +101,7 @@ class Case:
                 new = [forward_mode.unpack_dual(x) for x in self.run(primal | dual, matrices)]
             tangents = [torch.zeros_like(x.primal) if x.tangent is None else x.tangent for x in new]
             new = [*(x.primal for x in new), *tangents]
-        flowing = [
-            (x, d[n : n + 1]) for x, d in zip(new, self.dnext, strict=True) if x.requires_grad
-        ]
+        flowing = [(x, d[rows]) for x, d in zip(new, self.dnext, strict=True) if x.requires_grad]
         found = torch.autograd.grad(
             [x for x, _ in flowing],
             list(wanted.values()),
@@ -106,7 +110,7 @@ class Case:
             allow_unused=True,
         )
         gradients = {
-            name: gradient.reshape(1, -1) for name, gradient in zip(wanted, found, strict=True)
+            name: torch.atleast_2d(gradient) for name, gradient in zip(wanted, found, strict=True)
         }
         return [x.detach() for x in new], gradients
 
@@ -126,7 +130,8 @@ class Case:
             ("size", i): torch.tensor(float(self.sizes[name]), dtype=torch.float64)
             for i, name in enumerate(names)
         }
-        leaves |= {("dnext", k): value for k, value in enumerate(self.dnext)}
+        leaves["batch", 0] = torch.tensor(float(N), dtype=torch.float64)
+        leaves |= {("dnext", k): value for k, value in enumerate(self.dnext)} | self.given
         values = {}
 
         def compute(node, args):
@@ -153,7 +158,9 @@ class Case:
         return sum(d @ matrix for d, matrix in zip(made, matrices, strict=False))
 
     def gradients(self, values):
-        """Those of the program, and what the engine adds where a product's operand is a state."""
+        """Those of the program, and what the engine adds: rows' shares, if the step is of the whole
+        batch, and where a product's operand is a state.
+        """
         program, found = self.program, {}
         tables = {
             "gate": program.da,
@@ -166,7 +173,9 @@ class Case:
             for given in self.smooth:
                 index = given.index + stream * self.counts[given.op]
                 gradient = values[tables[given.op][index]]
-                found[given.name, stream] = gradient.expand(N, self.sizes[given.width])
+                gradient = gradient.expand(N, self.sizes[given.width])
+                shared = given.op == "param" and program.has_batch_sums
+                found[given.name, stream] = gradient.sum(0, keepdim=True) if shared else gradient
         states = list(self.cell.states)
         for p, use in enumerate(program.products):
             for stream, operand in enumerate(use.operands):

@@ -119,7 +119,10 @@ STEPS = [
     (lambda a, h: h[:, : h.shape[1] // 2], r"state 'h' must be \(N, hidden_size\), got \(N, 3\)"),
     (lambda a, h: h.T.T, "Tensor.T is not supported"),
     (lambda a, h: torch.atan(h), "torch.atan is not supported in a step: .* elementwise"),
-    (lambda a, h: h - h.mean(0), "Tensor.mean adds up rows of the batch"),
+    (lambda a, h: h / h.norm(dim=-1, keepdim=True) - h.mean(0), "norm .* with sums over the batch"),
+    (lambda a, h: h - h.mean(), "Tensor.mean .* with sums over the batch"),
+    (lambda a, h: h - h.mean(-1, True).mean(0), "Tensor.mean .* with sums over the batch"),
+    (lambda a, h: h * torch.zeros_like(h).mean(0), "only what is the same in all rows"),
     (lambda a, h: h * h.shape[0], r"`a \* b` uses the number of rows"),
     (lambda a, h: h.nonexistent(), "Tensor.nonexistent cannot be compiled: .* no attribute"),
     (lambda a, h: h * undefined, "raised NameError"),  # noqa: F821
