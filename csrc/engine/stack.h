@@ -195,9 +195,8 @@ class Stack {
     TORCH_CHECK(static_cast<int64_t>(saved.size()) == kept, "rnnext: ", saved.size(), " saved tensors given, expected ",
                 kept, " for ", s_.L, " layers");
     if (sums) check("sums over sequences", saved[0], sums_shape());
-    for (size_t i = inputs - weights_.size(); sums && i < wanted.size(); ++i) {
-      TORCH_CHECK(!wanted[i] || (i + 1 - inputs) % s_.weights != 0,
-                  "rnnext: there is no gradient of sums over sequences that are given");
+    for (int64_t i = s_.weights; sums && i <= static_cast<int64_t>(weights_.size()); i += s_.weights) {
+      TORCH_CHECK(!wanted[h0_.size() + i], "rnnext: there is no gradient of sums over sequences that are given");
     }
     const std::vector<int64_t> form = form_of(s_.D * h_);
     check("y", y, form);

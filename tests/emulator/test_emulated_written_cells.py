@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Case, Data, error
+from test_batch_sums import CASES as BATCHES
+from test_batch_sums import CELLS as MIXING
+from test_batch_sums import Call
+from test_batch_sums import check as check_mixing
 from test_derivatives import second
 from test_written_cells import check, data_of
 
 from rnnext import ops, reference
+from rnnext.cell import Declaration
 from rnnext.codegen import build, cuda
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
@@ -50,6 +55,17 @@ def test_persistent_scans_equal_the_reference(
     cell: str, case: Case, path: str, poisoned_memory: None
 ) -> None:
     check(data_of(cell, case), (torch.float32,))
+
+
+@pytest.mark.parametrize("cell", MIXING, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("alive", BATCHES, ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+def test_sums_over_sequences(
+    cell: Declaration, alive: list[int] | None, given: bool, poisoned_memory: None
+) -> None:
+    """Second derivatives among them, and each step by a kernel a stage."""
+    check_mixing(Call(cell, alive, given), torch.float64, 1e-10)
+    check_mixing(Call(cell, alive, given), torch.float32, 1e-4)
 
 
 @pytest.mark.parametrize("cell", STEPWISE)
