@@ -114,11 +114,12 @@ class Converter:
             result: zero if output is None else self._result(result, self._convert(output))
             for result, output in outputs.items()
         }
-        if self.batched:
-            made |= {key: self._share(node) for key, node in made.items() if key[0] == "dparam"}
-        sums = Sums(self.make, made.values(), self.sizes.__getitem__)
-        made = {result: sums(node) for result, node in made.items()}
-        return self._numbered(made) if self.batched else made
+        if not self.batched:
+            sums = Sums(self.make, made.values(), self.sizes.__getitem__)
+            return {result: sums(node) for result, node in made.items()}
+        made |= {key: self._share(node) for key, node in made.items() if key[0] == "dparam"}
+        sums = Sums(self.make, made.values(), lambda width: self.sizes[_ROWS], batch=True)
+        return self._numbered({result: sums(node) for result, node in made.items()})
 
     def _result(self, result: Result, made: Node) -> Node:
         if result[0] == "operand":

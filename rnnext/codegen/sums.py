@@ -1,7 +1,8 @@
-"""Sums over the units of a row in the backward: as few as possible, and as early.
+"""Sums in the backward, over the units of a row or over the batch: as few as possible, and early.
 
-A sum is linear, so what is the same for a whole row comes out of it, and sums that are only added
-up become one. Thus the gradient of a norm does not wait for one total to add up the next: of
+A sum is linear, so what is the same for a whole row (or in all rows) comes out of it, and sums that
+are only added up become one. Thus the gradient of a norm does not wait for one total to add up the
+next: of
 
     sum(a * scale + t * (x - mean(x)))    where t is made of other totals
 
@@ -18,12 +19,12 @@ from rnnext.codegen.ir import ELEMENTWISE, Node, Width, walk, with_gradient
 from rnnext.codegen.simplify import Builder
 
 Factors: TypeAlias = tuple[tuple[Node, int], ...]
-"""Values of width one with their exponents, in the order in which they were first met."""
+"""Values that come out of sums, with exponents, in the order in which they were first met."""
 
 Terms: TypeAlias = dict[tuple[Factors, Node | None], float]
 """A linear combination: numbers times factors times the sum of a node (of None: no sum)."""
 
-_LINEAR = frozenset({"sum", "add", "sub", "neg", "mul", "div"})
+_LINEAR = frozenset({"sum", "batch_sum", "add", "sub", "neg", "mul", "div"})
 _ROUNDING = 1e-12
 
 
@@ -33,13 +34,25 @@ class Sums:
     Args:
         make: the builder of the nodes.
         roots: all nodes that will be rewritten.
-        size: the node of how many units a width has.
+        size: the node of how many are added up, for a width: units, or rows.
+        batch: the sums are over the batch; else they are over the units of a row.
     """
 
-    def __init__(self, make: Builder, roots: Iterable[Node], size: Callable[[Width], Node]) -> None:
+    def __init__(
+        self,
+        make: Builder,
+        roots: Iterable[Node],
+        size: Callable[[Width], Node],
+        batch: bool = False,
+    ) -> None:
         self.make = make
         self.size = size
-        self.gradients = with_gradient(roots)
+        self.batch = batch
+        nodes = list(walk(roots))
+        self.gradients = with_gradient(nodes)
+        # The forward's sums over the batch, which any stage can read, by what they add up.
+        sums = (n for n in nodes if n.op == "batch_sum" and n not in self.gradients)
+        self.known = {total.args[0]: total for total in sums}
         self.made: dict[Node, Node] = {}
         self.order: dict[Node, int] = {}
         # Through values of the forward as well, or up to these.
@@ -57,7 +70,7 @@ class Sums:
     def _rewritten(self, node: Node) -> Node:
         if node not in self.gradients:
             return node
-        if node.width == 1 and node.op in _LINEAR:
+        if self._same(node) and node.op in _LINEAR:
             terms = self._terms(node, through=True)
             if any(atom and atom not in self.gradients for _, atom in terms):
                 terms = self._terms(node, through=False)
@@ -66,8 +79,12 @@ class Sums:
         same = all(new is old for new, old in zip(args, node.args, strict=True))
         return node if same or node.op not in ELEMENTWISE else self.make(node.op, *args)
 
+    def _same(self, node: Node) -> bool:
+        """Whether all that is added up would be the same."""
+        return node in self.make.uniform if self.batch else node.width == 1
+
     def _terms(self, root: Node, through: bool) -> Terms:
-        """The combination that a value of width one is, or that the sum over another one is."""
+        """The combination that a node is which comes out of sums, or that the sum of another is."""
         known = self.terms[through]
         stack = [root]
         while stack:
@@ -83,18 +100,23 @@ class Sums:
 
     def _parts(self, node: Node, through: bool) -> tuple[Node, ...]:
         """The arguments whose combinations make up a node's."""
-        if node.op not in _LINEAR or (node not in self.gradients and not through):
+        if node.op not in _LINEAR or node in self.known:
             return ()
+        if node not in self.gradients and not through:
+            return ()
+        parts = node.args
         if node.op in ("mul", "div"):
             factor, value = self._split(node)
-            return () if factor is None else (value,)
-        return node.args
+            parts = () if factor is None else (value,)
+        # There are no sums over the batch of one value a row.
+        narrower = self.batch and any(p.width != node.width and not self._same(p) for p in parts)
+        return () if narrower else parts
 
     def _split(self, node: Node) -> tuple[Node | None, Node]:
-        """Of a product or quotient, what is the same for the whole row, and the other one."""
+        """Of a product or quotient, what comes out of the sum, and the other one."""
         a, b = node.args
         ways = [(b, a)] if node.op == "div" else [(b, a), (a, b)]
-        ways = [(factor, value) for factor, value in ways if factor.width == 1]
+        ways = [(factor, value) for factor, value in ways if self._same(factor)]
         if not ways:
             return None, node
         return min(ways, key=lambda way: (way[0].op in _LINEAR, way[0] in self.gradients))
@@ -102,8 +124,11 @@ class Sums:
     def _combined(self, node: Node, known: dict[Node, Terms], through: bool) -> Terms:
         parts = self._parts(node, through)
         if not parts:
-            return self._single(node)
-        if node.op == "sum":  # what is summed stands for its sum already
+            if through or node in self.gradients or not self.batch:
+                return self._single(node)
+            terms = self._terms(node, through=True)
+            return self._single(node) if any(atom for _, atom in terms) else terms
+        if node.op in ("sum", "batch_sum"):  # what is summed stands for its sum already
             return known[parts[0]]
         if node.op in ("mul", "div"):
             factor, value = self._split(node)
@@ -114,7 +139,7 @@ class Sums:
         for place, part in enumerate(parts):
             sign = -1.0 if node.op == "neg" or (node.op == "sub" and place == 1) else 1.0
             terms = known[part]
-            if part.width == 1 and node.width != 1:  # it is added for each unit
+            if self._same(part) and not self._same(node):  # it is added for each unit, or row
                 terms = self._times(terms, self.size(node.width), 1)
             for key, number in terms.items():
                 total[key] = total.get(key, 0.0) + sign * number
@@ -124,8 +149,10 @@ class Sums:
     def _single(self, node: Node) -> Terms:
         if node.op == "constant" and math.isfinite(node.value) and not node.boolean:
             return {((), None): node.value} if node.value else {}
-        if node.width == 1:
+        if self._same(node):
             return {(self._power(node, 1), None): 1.0}
+        if node in self.known:
+            return {(self._power(self.known[node], 1), None): 1.0}
         return {((), node): 1.0}
 
     def _times(self, terms: Terms, factor: Node, exponent: int) -> Terms:
@@ -179,7 +206,8 @@ class Sums:
                     new = self.made.get(atom, atom)
                     part = self.make("add", part, self._scaled(new, (), value / scale))
                 inner = self.make("add", inner, part if alone else self._scaled(part, early, 1.0))
-            total = self.make.sum(inner, self.size(width))
+            add_up = self.make.batch_sum if self.batch else self.make.sum
+            total = add_up(inner, self.size(width))
             result = self.make("add", result, self._scaled(total, outside, scale))
         return result
 

@@ -1,9 +1,11 @@
-"""Sums in the backward: shared, without what is the same for a row, and the same values."""
+"""Sums in the backward: shared, without what is the same for a row or in all rows, and the same
+values.
+"""
 
 import pytest
 import torch
 
-from rnnext.codegen.ir import evaluate, walk
+from rnnext.codegen.ir import evaluate, walk, with_gradient
 from rnnext.codegen.simplify import Builder
 from rnnext.codegen.sums import Sums
 
@@ -85,6 +87,53 @@ def test_same_value(node):
     new = rewritten(node)
     values = evaluate([node, new], leaves)
     torch.testing.assert_close(values[new], values[node], rtol=1e-12, atol=1e-12)
+
+
+BATCH = MAKE.leaf("batch", 0)
+PARAM = MAKE.leaf("param", 0, "hidden_size")
+ONE = MAKE.leaf("dnext", 3, 1)
+
+
+def rows_of(node):
+    """Over the rows of the batch."""
+    return MAKE.batch_sum(node, BATCH)
+
+
+BATCH_CENTRED = MAKE("sub", X, MAKE("div", rows_of(X), BATCH))
+BATCH_SCALE = mul(MAKE("rsqrt", rows_of(mul(BATCH_CENTRED, BATCH_CENTRED))), PARAM)
+BATCH_LATE = rows_of(mul(D, BATCH_CENTRED))
+BATCH_WRITTEN = {  # and how many sums are left that depend on gradients
+    "what adds up to nothing": (
+        rows_of(MAKE("add", mul(D, BATCH_SCALE), mul(BATCH_CENTRED, BATCH_LATE))),
+        1,
+    ),
+    "what is the same in all rows": (
+        rows_of(mul(MAKE("add", mul(X, D), BATCH_LATE), PARAM)),
+        1,
+    ),
+    "a sum that the forward has": (rows_of(mul(MAKE("add", X, X), BATCH_LATE)), 1),
+    "one value a row": (rows_of(mul(ONE, PARAM)), 1),
+    "sums of sums": (MAKE("sub", rows_of(D), rows_of(MAKE("div", rows_of(mul(D, X)), X))), 2),
+}
+
+
+@pytest.mark.parametrize("name", BATCH_WRITTEN)
+def test_sums_over_the_batch(name):
+    given, count = BATCH_WRITTEN[name]
+    new = Sums(MAKE, [given], lambda width: BATCH, batch=True)(given)
+    generator = torch.Generator().manual_seed(0)
+    leaves = {
+        (leaf.op, leaf.index): torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for leaf, shape in {X: (3, 7), D: (3, 7), ONE: (3, 1), PARAM: (7,)}.items()
+    }
+    leaves["batch", 0] = torch.tensor(3.0, dtype=torch.float64)
+    values = evaluate([given, new], leaves)
+    torch.testing.assert_close(values[new], values[given], rtol=1e-12, atol=1e-12)
+    sums = [n for n in walk([new]) if n.op == "batch_sum"]
+    gradients = with_gradient([new])
+    assert sum(n in gradients for n in sums) == count
+    assert all(n.width == "hidden_size" for n in sums)
+    assert {n for n in sums if n not in gradients} <= set(walk([given]))
 
 
 def test_the_sums_of_a_norm_over_several_parts_are_one():
