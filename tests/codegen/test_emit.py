@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from batch_cells import CELLS as BATCH_CELLS
 from eager import program_of
-from sample_cells import CELLS
+from sample_cells import CELLS as SAMPLES
 
 from rnnext.cell import declare
 from rnnext.codegen import emit, ir, plan, trace
@@ -18,10 +19,12 @@ from rnnext.codegen.record import record
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-SIZES = {"hidden_size": 5, "proj_size": 3}
+SIZES = {"hidden_size": 5, "proj_size": 3, "proj": 4}
 ROWS = 4
 TWICE = ("GRU", "MGU", "LayerNormLSTM", "Detached")
-CASES = [(name, 1) for name in CELLS] + [(name, 2) for name in TWICE]
+CELLS = {**SAMPLES, **{f"batch_{name}": cell for name, cell in BATCH_CELLS.items()}}
+CASES = [(name, 1) for name in CELLS]
+CASES += [(name, 2) for name in CELLS if name in TWICE or name not in SAMPLES]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,7 @@ def leaves_of(program, generator):
         leaves["noise", k] = draw(ROWS, noise.size)
     for k, name in enumerate(["hidden_size", *cell.sizes]):
         leaves["size", k] = torch.tensor(float(SIZES[name]), dtype=torch.float64)
+    leaves["batch", 0] = torch.tensor(float(ROWS), dtype=torch.float64)
     matrices = [
         torch.randn(sizes[to], sizes[of], dtype=torch.float64, generator=generator)
         for to, of in [*cell.matrices.values()] * program.streams

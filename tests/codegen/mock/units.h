@@ -52,7 +52,7 @@ struct Step {
   }
 };
 
-// `u` of a cell: one unit of one row in one stage.
+// `u` of a cell: one unit of one row in one stage; in a cell with sums over the batch, of all rows one by one.
 struct Unit {
   using V = Value;
 
@@ -60,8 +60,19 @@ struct Unit {
   const Stage& stage;
   bool back;
   int64_t row, unit;
+  bool at_row = true;
 
+  bool has_row() { return at_row = row < step.rows; }
+  void next_row() { ++row; }
+
+  // What is the same in all rows, and may be read before the first one.
+  V same(const char* name, int k) {
+    Array& a = step.get(name, k);
+    if (a.width != stage.width && a.width != kOne) step.fail("read in a stage of another width: ", Step::key(name, k));
+    return V(a.at(0, unit));
+  }
   V read(const char* name, int k) {
+    if (!at_row) step.fail("read outside of a row: ", Step::key(name, k));
     Array& a = step.get(name, k);
     if (a.width != stage.width && a.width != kOne) step.fail("read in a stage of another width: ", Step::key(name, k));
     return V(a.at(row, unit));
@@ -77,12 +88,15 @@ struct Unit {
   V x(int g) { return read("gate_x", g); }
   V r(int g) { return read("gate_h", g); }
   V state(int k) { return read("state", k); }
-  V param(int k) { return read("param", k); }
+  V param(int k) { return same("param", k); }
   V noise(int k) { return read("noise", k); }
   V product(int p) { return read("product", p); }
   V value(int k) { return read(back ? "back_value" : "value", k); }
   V total(int k) { return read(back ? "back_total" : "total", k); }
   V size(int w) { return V(static_cast<double>(step.sizes[w])); }
+  V batch() { return V(static_cast<double>(step.rows)); }
+  V batch_sum(int k) { return same(back ? "back_batch_total" : "batch_total", k); }
+  V forward_batch_sum(int k) { return same("batch_total", k); }
   V saved(int k) { return read("saved", k); }
   V next(int k) { return read("next", k); }
   V dnext(int k) { return read("dnext", k); }
@@ -95,6 +109,13 @@ struct Unit {
     if (k < stage.first_total || k >= stage.first_total + stage.totals)
       step.fail("no total of the stage: ", std::to_string(k));
     step.get(back ? "back_sum" : "sum", k).at(row, 0) += v.v;
+  }
+  void add_batch(int k, V v) {
+    Array& a = step.get(back ? "back_batch_sum" : "batch_sum", k);
+    if (!stage.sums_batch) step.fail("no sum over the batch in the stage: ", std::to_string(k));
+    if (a.width != stage.width) step.fail("added up in a stage of another width: ", std::to_string(k));
+    a.at(0, unit) += v.v;
+    a.written[row * a.units + unit] += 1;
   }
   void da(int g, V v) { write("da", g, v); }
   void dx(int g, V v) { write("dx", g, v); }
@@ -155,6 +176,14 @@ struct Runner {
     for (int k = 0; k < s.totals(); ++k) step.add("total", k, kOne), step.add("sum", k, kOne), zero("sum", k);
     for (int k = 0; k < s.back_totals(); ++k)
       step.add("back_total", k, kOne), step.add("back_sum", k, kOne), zero("back_sum", k);
+    for (int k = 0; k < s.batch_sums.count; ++k) {
+      step.add("batch_total", k, s.batch_sums.width[k]);
+      step.add("batch_sum", k, s.batch_sums.width[k]), zero("batch_sum", k);
+    }
+    for (int k = 0; k < s.back_batch_sums.count; ++k) {
+      step.add("back_batch_total", k, s.back_batch_sums.width[k]);
+      step.add("back_batch_sum", k, s.back_batch_sums.width[k]), zero("back_batch_sum", k);
+    }
   }
 
   // The matrices have no width of their own; they come as [to, from].
@@ -193,9 +222,10 @@ struct Runner {
   void stage(bool back) {
     const Stage& stage = back ? s.backward[S] : s.forward[S];
     back ? returned(S) : products(S);
-    for (int64_t row = 0; row < step.rows; ++row) {
+    const bool batched = s.batch_sums.count > 0;
+    for (int64_t row = 0; row < (batched ? 1 : step.rows); ++row) {
       for (int64_t unit = 0; unit < step.units(stage.width); ++unit) {
-        Unit u{step, stage, back, row, unit};
+        Unit u{step, stage, back, row, unit, !batched};
         if (back) {
           if constexpr (S < s.backward_stages) C::template backward<S>(u);
         } else {
@@ -205,6 +235,11 @@ struct Runner {
     }
     for (int k = stage.first_total; k < stage.first_total + stage.totals; ++k) {
       step.get(back ? "back_total" : "total", k).data = step.get(back ? "back_sum" : "sum", k).data;
+    }
+    // A sum can be read once each row is in it.
+    for (int k = 0; k < (back ? s.back_batch_sums.count : s.batch_sums.count); ++k) {
+      Array& sum = step.get(back ? "back_batch_sum" : "batch_sum", k);
+      if (sum.written[0] > 0) step.get(back ? "back_batch_total" : "batch_total", k).data = sum.data;
     }
     // The engine writes new states over the old, and their gradients likewise.
     for (int k = 0; k < s.all_states(); ++k) {
@@ -222,7 +257,8 @@ struct Runner {
   void backward() { stages(true, std::make_integer_sequence<int, s.backward_stages>()); }
 
   void check_written() {
-    const char* results[] = {"next", "saved", "da", "dx", "dr", "dstate", "dparam", "dproduct", "value", "back_value"};
+    const char* results[] = {"next",   "saved",    "da",    "dx",         "dr",        "dstate",
+                             "dparam", "dproduct", "value", "back_value", "batch_sum", "back_batch_sum"};
     for (auto& [key, a] : step.arrays) {
       for (const char* name : results) {
         if (key.substr(0, key.find(' ')) != name) continue;
