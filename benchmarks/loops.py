@@ -1,4 +1,4 @@
-"""Layer-normalised cells as one writes them in PyTorch: a loop, with the gates side by side.
+"""Normalised cells as one writes them in PyTorch: a loop, with the gates side by side.
 
 Each takes x [T, N, C] and the parameters of the layer of rnnext.cells by name, and returns y.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import batch_norm, layer_norm, linear
 
 Weights = dict[str, Tensor]
 
@@ -76,7 +76,27 @@ def dreamer_gru(x: Tensor, w: Weights) -> Tensor:
     return torch.stack(outputs)
 
 
+def batch_norm_lstm(x: Tensor, w: Weights) -> Tensor:
+    """Without running averages, which take little."""
+
+    def norm(v: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
+        return batch_norm(v, None, None, gain, shift, training=True)
+
+    size = w["gain_c_l0"].size(0)
+    h = c = x.new_zeros(x.size(1), size)
+    outputs = []
+    for row in linear(x, w["weight_ih_l0"]).unbind(0):
+        a = norm(row, w["gain_x_l0"], w["bias_l0"])
+        a = a + norm(linear(h, w["weight_hh_l0"]), w["gain_h_l0"])
+        i, f, g, o = a.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * norm(c, w["gain_c_l0"], w["shift_c_l0"]).tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 LOOPS: dict[str, Callable[[Tensor, Weights], Tensor]] = {
+    "BatchNormLSTM": batch_norm_lstm,
     "LayerNormLSTM": layer_norm_lstm,
     "LayerNormGRU": layer_norm_gru,
     "DreamerGRU": dreamer_gru,

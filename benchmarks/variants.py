@@ -7,8 +7,8 @@ A pass is training: y, and the gradients of the input and all weights. The varia
 layer (rnnext's LSTM, GRU or RNN) and the loop run in turn in one process, which each row has for
 itself, and the ratios are those of the medians. The loop is `rnnext.reference.rnn`, the steps in
 plain PyTorch: it makes the input's product once for all steps, and here draws its masks by torch's
-own generator, once for all steps too. Of the layer-normalised cells that norm several gates
-together it is loops.py, which has these side by side, as one writes it. Errors are the norm of the
+own generator, once for all steps too. Of the cells that norm several gates together it is
+loops.py, which has these side by side, as one writes it. Errors are the norm of the
 difference to the loop in float64, with the same masks, over the norm: the worst of y and the
 gradients.
 
@@ -69,6 +69,7 @@ VARIANTS = (
     Variant("VariationalLSTM", "VariationalLSTM", "LSTM", {"variational_dropout": 0.25}),
     Variant("LayerNormLSTM", "LayerNormLSTM", "LSTM"),
     Variant("LayerNormBasicLSTM", "LayerNormBasicLSTM", "LSTM"),
+    Variant("BatchNormLSTM", "BatchNormLSTM", "LSTM"),
     Variant("SLSTM", "SLSTM", "LSTM"),
     Variant("SLSTM, 2 heads", "SLSTM", "LSTM", {"heads": 2}),
     Variant("JANET", "JANET", "LSTM"),
@@ -134,23 +135,30 @@ class Problem:
         Raises:
             WrongResult: the kernel's is larger than 1e-5 and than twice the loop's.
         """
-        cell = self.layer.declaration
-        name = self.layer._cell_name()
 
-        def run(function: Callable[..., list[Tensor]], which: Any, dtype: torch.dtype) -> Any:
+        def run(impl: str, dtype: torch.dtype) -> Any:
             inputs = [t.detach().to(dtype).requires_grad_() for t in (self.x, *self.weights)]
-            seed = SEED if cell.noise else None
-            y = function(which, inputs[0], [], inputs[1:], seed=seed)[0]
+            y = self._same_masks(impl, inputs[0], inputs[1:])
             return (y, *torch.autograd.grad(y, inputs, self.dy.to(dtype)))
 
-        exact = run(reference.rnn, cell, torch.float64)
-        errors = {
-            "kernel": worst_error(run(ops.rnn, name, torch.float32), exact),
-            "loop": worst_error(run(reference.rnn, cell, torch.float32), exact),
-        }
+        exact = run("loop", torch.float64)
+        errors = {impl: worst_error(run(impl, torch.float32), exact) for impl in ("kernel", "loop")}
         if errors["kernel"] > max(1e-5, 2 * errors["loop"]):
             raise WrongResult(f"{self.variant.name}: {errors}")
         return errors
+
+    def _same_masks(self, impl: str, x: Tensor, weights: list[Tensor]) -> Tensor:
+        """y by kernel or loop."""
+        named = dict(zip(self.names, weights, strict=True))
+        if not isinstance(self.layer, rnnext.Recurrent):  # BatchNormLSTM
+            if impl == "loop":
+                return LOOPS[self.variant.cell](x, named)
+            return torch.func.functional_call(self.layer, named, (x,))[0]
+        cell, name = self.layer.declaration, self.layer._cell_name()
+        seed = SEED if cell.noise else None
+        if impl == "loop":
+            return reference.rnn(cell, x, [], weights, seed=seed)[0]
+        return ops.rnn(name or cell, x, [], weights, seed=seed)[0]
 
     @property
     def weights(self) -> list[Tensor]:

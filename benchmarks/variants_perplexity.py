@@ -43,7 +43,6 @@ BATCH, BPTT, CLIP = 20, 35, 0.25
 PLAIN = ("LSTM", "GRU", "RNN_TANH")
 UNTIMED = (
     Variant("VariationalGRU", "VariationalGRU", "GRU", {"variational_dropout": 0.25}),
-    Variant("BatchNormLSTM", "BatchNormLSTM", "LSTM"),
     Variant("IRNN, recurrent_scale=0.01", "IRNN", "RNN", {"recurrent_scale": 0.01}),
     Variant("PeepholeLSTM, clipped", "PeepholeLSTM", "LSTM", {"cell_clip": 3.0}),
     Variant("RNN, zoneout", "RNN", "RNN", {"zoneout_h": 0.1}),

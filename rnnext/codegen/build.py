@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rnnext import reference
+from rnnext.codegen.errors import cell_error
 from rnnext.codegen.record import record
 
 if TYPE_CHECKING:
@@ -183,6 +184,13 @@ def _generate(declaration: Declaration, streams: int, name: str) -> tuple[str, s
     # Not imported where the cell is cached: it takes longer than all the rest.
     emit, trace = (import_module(f"rnnext.codegen.{module}") for module in ("emit", "trace"))
     program = trace.lower(record(declaration), streams)
+    if streams == 1 and [n.width for n in program.batch_sums] != list(declaration.batch_sums):
+        raise cell_error(
+            declaration,
+            "its step adds up rows of the batch: a step is the same for each row. Means over the "
+            "units of a row (dim=-1, torch.nn.functional.layer_norm) are supported; of a batch "
+            "there is rnnext.cells.BatchNormLSTM",
+        )
     return emit.header(program, name), emit.struct_name(program)
 
 

@@ -24,7 +24,7 @@ _CALLERS = {  # of a step
 
 _ELEMENTWISE = (
     "a step is made of elementwise operations, sums over the units of a row (sum, mean, var, std, "
-    "norm, layer_norm, ...) or over the batch (z.mean(0), ...) and products with a declared matrix"
+    "norm, layer_norm, ...) and products with a declared matrix"
 )
 _MATRIX = (
     "products need a matrix that is declared in `matrices`; of two computed values there are "

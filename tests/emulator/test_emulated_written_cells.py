@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Case, Data, error
-from test_batch_sums import CASES as BATCHES
-from test_batch_sums import CELLS as MIXING
-from test_batch_sums import Call
-from test_batch_sums import check as check_mixing
 from test_derivatives import second
+from test_ops_batch_sums import CASES as BATCHES
+from test_ops_batch_sums import CELLS as MIXING
+from test_ops_batch_sums import Call
+from test_ops_batch_sums import check as check_mixing
 from test_written_cells import check, data_of
 
 from rnnext import ops, reference
