@@ -79,9 +79,11 @@ class Call:
         names = ["x", *(f"{state}0" for state in self.cell.states)]
         return names + [f"{n}_l{k}" for k in range(L) for n in self.cell.weight_names(True)]
 
-    def run(self, run: Any, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    def run(
+        self, run: Any, dtype: torch.dtype, device: str = "cpu", **options: Any
+    ) -> dict[str, Tensor]:
         name = build.kernel(self.cell)
-        leaves = [t.to(dtype, copy=True) for t in (self.x, *self.h0, *self.weights)]
+        leaves = [t.to(device, dtype, copy=True) for t in (self.x, *self.h0, *self.weights)]
         for leaf, leaf_name in zip(leaves, self.names(), strict=True):
             leaf.requires_grad_("batch_sums" not in leaf_name)
         states = len(self.h0)
@@ -89,7 +91,7 @@ class Call:
         outputs = run(name, x, h0, weights, batch_sizes=self.batch_sizes, num_layers=L, **options)
         torch.manual_seed(1)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = [torch.randn_like(o, dtype=torch.float64).to(dtype) for o in outputs[:-1]]
+        grads = [random_like(o) for o in outputs[:-1]]
         found = torch.autograd.grad(outputs[:-1], wanted, grads, create_graph=True)
         names = [n for n in self.names() if "batch_sums" not in n]
         assert not outputs[-1].requires_grad
@@ -97,14 +99,19 @@ class Call:
         result |= {f"d{n}": g for n, g in zip(names, found, strict=True)}
         torch.manual_seed(2)
         flowing = [g for g in found if g.requires_grad]
-        again = [torch.randn_like(g, dtype=torch.float64).to(dtype) for g in flowing]
+        again = [random_like(g) for g in flowing]
         second = torch.autograd.grad(flowing, wanted, again, allow_unused=True)
         result |= {f"dd{n}": g for n, g in zip(names, second, strict=True) if g is not None}
-        return {name: value.detach() for name, value in result.items()}
+        return {name: value.detach().cpu() for name, value in result.items()}
 
 
-def check(call: Call, dtype: torch.dtype, bound: float) -> dict[str, Tensor]:
-    expected, found = call.run(reference.rnn, torch.float64), call.run(ops.rnn, dtype)
+def random_like(tensor: Tensor) -> Tensor:
+    return torch.randn(tensor.shape, dtype=torch.float64).to(tensor)
+
+
+def check(call: Call, dtype: torch.dtype, bound: float, device: str = "cpu") -> dict[str, Tensor]:
+    expected = call.run(reference.rnn, torch.float64)
+    found = call.run(ops.rnn, dtype, device)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert found[name].shape == value.shape, name

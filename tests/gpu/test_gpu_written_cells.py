@@ -8,9 +8,14 @@ from cases import Case, error
 from gpu_cases import SIZES, WRITTEN
 from noise_cell import Noises
 from on_device import DEVICE, LOW, MATHS, WIDE, check, data_for, paths
+from test_ops_batch_sums import CASES as BATCHES
+from test_ops_batch_sums import CELLS as MIXING
+from test_ops_batch_sums import Call
+from test_ops_batch_sums import check as check_mixing
 from written_cells import ZOO
 
-from rnnext import ops, reference
+from rnnext import cells, ops, reference
+from rnnext.cell import Declaration
 
 SMALL = (
     Case(T=5, N=3, C=5, H=7, L=2, D=2, dropout=0.3),
@@ -91,3 +96,28 @@ def test_a_layer_of_the_zoo_trains_where_it_is_moved() -> None:
         (gradient,) = torch.autograd.grad(y.square().sum(), layer.weight_hh_l1)
         (wanted,) = torch.autograd.grad(expected[0].square().sum(), weights[9])
         assert error(gradient, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("cell", MIXING, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("alive", BATCHES, ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+def test_sums_over_sequences(cell: Declaration, alive: list[int] | None, given: bool) -> None:
+    check_mixing(Call(cell, alive, given), torch.float64, 1e-10, DEVICE)
+    check_mixing(Call(cell, alive, given), torch.float32, 1e-4, DEVICE)
+
+
+def test_batch_norm_lstm_is_that_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    layer = cells.BatchNormLSTM(5, 33, 2, bidirectional=True, max_length=4)
+    start = {name: value.clone() for name, value in layer.state_dict().items()}
+    x, lengths, results = torch.randn(7, 6, 5), [7, 3, 5, 1, 2, 7], []
+    for device in ("cpu", DEVICE):
+        layer.load_state_dict(start)
+        layer.to(device)
+        y, states = layer.train()(x.to(device), lengths=lengths)
+        gradient = torch.autograd.grad(y.square().sum(), layer.weight_hh_l0)
+        evaluated = layer.eval()(x.to(device), lengths=lengths)[0]
+        found = (y, *states, *gradient, evaluated, *layer.buffers())
+        results.append([t.detach().cpu() for t in found])
+    for a, b in zip(*results, strict=True):
+        assert error(b, a) < 1e-5
