@@ -14,77 +14,102 @@ from rnnext import ops, plan
 PACKED = "W_ih packed, W_hh packed"
 IN_PLACE = "W_ih in place, W_hh in place"
 
+# Bytes of a processor's own cache, and of the largest one.
+CACHES = (1 << 20, 32 << 20)
+
 # cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
-# The edges: 100,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 4 sequences a thread;
-# 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread for a meeting; 64, 32 and 8 rows.
+# The edges: 100,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences a thread,
+# and 4 where W_hh is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread
+# for a meeting; rows that repay packing.
 TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (1, 1, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
     ("LSTM", (35, 20, 200, 200), 1): (f"1 thread (alone); {PACKED}; time blocks of 35 steps",),
     # A team: 25 * 500 * 2 * (2 + 2) = 100,000.
-    ("RNN_TANH", (24, 500, 2, 2), 2): (
-        "1 thread (small); W_ih packed, W_hh packed; time blocks of 1 step",
-    ),
+    ("RNN_TANH", (24, 500, 2, 2), 2): (f"1 thread (small); {PACKED}; time blocks of 1 step",),
     ("RNN_TANH", (25, 500, 2, 2), 2): (
-        "2 threads by rows (many): 0-249, 250-499; W_ih packed, W_hh packed; time blocks of 1 step",
+        f"2 threads by rows (many): 0-249, 250-499; {PACKED}; time blocks of 1 step",
     ),
     ("LSTM", (1, 1, 64, 64), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
-    # Sequences: 4 a thread are enough.
-    ("LSTM", (10, 8, 128, 128), 2): (
-        f"2 threads by rows (many): 0-3, 4-7; {PACKED}; time blocks of 10 steps",
+    # Sequences: 3 a thread are enough,
+    ("LSTM", (80, 6, 128, 128), 2): (
+        f"2 threads by rows (many): 0-2, 3-5; {PACKED}; time blocks of 80 steps",
     ),
-    ("LSTM", (10, 7, 128, 128), 2): (
-        f"2 threads by units (few): 0-63, 64-127; {PACKED}; time blocks of 10 steps",
+    ("LSTM", (80, 5, 128, 128), 2): (
+        f"2 threads by units (few): 0-63, 64-127; {PACKED}; time blocks of 80 steps",
     ),
-    ("LSTM", (10, 7, 128, 128), 3): (
-        f"3 threads by units (few): 0-31, 32-79, 80-127; {PACKED}; time blocks of 10 steps",
+    ("LSTM", (60, 8, 128, 128), 3): (
+        f"3 threads by units (few): 0-31, 32-79, 80-127; {PACKED}; time blocks of 60 steps",
+    ),
+    # but 4 for weights of more than 2 MiB: 4 * 363^2 * 4 bytes are above it, 362^2 below.
+    ("LSTM", (60, 7, 362, 362), 2): (
+        f"2 threads by rows (many): 0-3, 4-6; {PACKED}; time blocks of 60 steps",
+    ),
+    ("LSTM", (60, 7, 363, 363), 2): (
+        f"2 threads by units (few): 0-175, 176-362; {PACKED}; time blocks of 60 steps",
+    ),
+    ("LSTM", (60, 8, 363, 363), 2): (
+        f"2 threads by rows (many): 0-3, 4-7; {PACKED}; time blocks of 60 steps",
     ),
     # Weights: 4 * 887^2 * 4 bytes are above 12 MiB, 886^2 below.
-    ("LSTM", (10, 20, 8, 886), 2): (
-        f"2 threads by rows (many): 0-9, 10-19; {PACKED}; time blocks of 10 steps",
+    ("LSTM", (35, 20, 886, 886), 2): (
+        f"2 threads by rows (many): 0-9, 10-19; {PACKED}; time blocks of 35 steps",
     ),
-    ("LSTM", (10, 20, 8, 887), 2): (
-        f"2 threads by units (large): 0-447, 448-886; {PACKED}; time blocks of 10 steps",
+    ("LSTM", (35, 20, 887, 887), 2): (
+        f"2 threads by units (large): 0-447, 448-886; {PACKED}; time blocks of 35 steps",
     ),
     # A meeting: 32 units a thread; 4 * 100 * 100 * 1 = 40,000 for two threads.
-    ("LSTM", (100, 7, 63, 63), 2): (
-        f"2 threads by rows (meetings): 0-3, 4-6; {PACKED}; time blocks of 100 steps",
+    ("LSTM", (100, 5, 63, 63), 2): (
+        f"2 threads by rows (meetings): 0-2, 3-4; {PACKED}; time blocks of 100 steps",
     ),
-    ("LSTM", (100, 7, 64, 64), 2): (
+    ("LSTM", (100, 5, 64, 64), 2): (
         f"2 threads by units (few): 0-31, 32-63; {PACKED}; time blocks of 100 steps",
     ),
-    ("LSTM", (100, 1, 99, 99), 2): (
+    ("LSTM", (400, 1, 99, 99), 2): (
         "2 threads by rows (meetings): 0-0, none; W_ih packed, W_hh in place; "
-        "time blocks of 100 steps",
+        "time blocks of 400 steps",
     ),
-    ("LSTM", (100, 1, 100, 100), 2): (
+    ("LSTM", (400, 1, 100, 100), 2): (
         "2 threads by units (few): 0-47, 48-99; W_ih packed, W_hh in place; "
-        "time blocks of 100 steps",
+        "time blocks of 400 steps",
     ),
-    # Rows that repay packing.
-    ("GRU", (9, 7, 64, 64), 1): (
-        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 9 steps",
-        f"1 thread (alone); {PACKED}; time blocks of 9 steps",
-    ),
-    ("GRU", (8, 8, 64, 64), 1): (f"1 thread (alone); {PACKED}; time blocks of 8 steps",),
-    ("GRU", (8, 4, 64, 64), 1): (
-        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 8 steps",
+    # Packing, transposed: 64 rows for 1 MiB, half as many for a quarter of it, 14 for 48 KiB.
+    ("RNN_TANH", (9, 7, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 9 steps",),
+    ("RNN_TANH", (8, 8, 512, 512), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 8 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 8 steps",
     ),
-    ("GRU", (31, 1, 64, 64), 1): (
-        f"1 thread (alone); {IN_PLACE}; time blocks of 31 steps",
-        "1 thread (alone); W_ih packed, W_hh in place; time blocks of 31 steps",
+    ("RNN_TANH", (1, 31, 256, 256), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("RNN_TANH", (1, 32, 256, 256), 1): (
+        f"1 thread (alone); {PACKED}; time blocks of 1 step",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
     ),
-    ("GRU", (2, 4, 64, 64), 1): (
-        f"1 thread (alone); {IN_PLACE}; time blocks of 2 steps",
+    ("GRU", (1, 13, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("GRU", (2, 7, 64, 64), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 2 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 2 steps",
     ),
-    ("GRU", (1, 7, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    # One row at a step reads W_hh where it lies.
+    ("GRU", (14, 1, 64, 64), 1): (
+        "1 thread (alone); W_ih packed, W_hh in place; time blocks of 14 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 14 steps",
+    ),
+    # Not transposed: 384 rows up to 4 MiB, 96 above.
+    ("RNN_TANH", (1, 383, 1024, 1024), 1): (
+        f"1 thread (alone); {PACKED}; time blocks of 1 step",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
+    ),
+    ("RNN_TANH", (1, 384, 1024, 1024), 1): (f"1 thread (alone); {PACKED}; time blocks of 1 step",),
+    ("RNN_TANH", (1, 95, 1025, 1025), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("RNN_TANH", (1, 96, 1025, 1025), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
+        f"1 thread (alone); {PACKED}; time blocks of 1 step",
+    ),
     # Time blocks: up to 768 rows, of about equal length; a step is not divided.
     ("GRU", (1000, 4, 8, 8), 1): (f"1 thread (alone); {PACKED}; time blocks of 167 steps",),
     ("GRU", (3, 1000, 8, 8), 1): (f"1 thread (alone); {PACKED}; time blocks of 1 step",),
     # More threads than sequences.
-    ("GRU", (100, 2, 32, 32), 4): (
-        f"4 threads by rows (meetings): 0-0, none, 1-1, none; {PACKED}; time blocks of 100 steps",
+    ("GRU", (200, 2, 32, 32), 4): (
+        f"4 threads by rows (meetings): 0-0, none, 1-1, none; {PACKED}; time blocks of 200 steps",
     ),
 }
 
@@ -100,7 +125,9 @@ def lines(text: str) -> list[str]:
 @pytest.mark.parametrize("given", TABLE, ids=str)
 def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
     cell, (T, N, C, H), threads = given
-    text = torch.ops.rnnext.plan(cell, T, N, C, [H], dtype=torch.float32, threads=threads)
+    text = torch.ops.rnnext.plan(
+        cell, T, N, C, [H], dtype=torch.float32, threads=threads, caches=CACHES
+    )
     expected = TABLE[given]
     assert lines(text) == [expected[0], expected[-1]]
 
@@ -115,8 +142,8 @@ SIDE_BY_SIDE = {
     ("LSTM", (100, 1, 63, 63), 2): True,
     ("LSTM", (100, 1, 63, 63), 8): True,
     ("LSTM", (100, 2, 63, 63), 3): False,
-    ("LSTM", (100, 7, 63, 63), 2): True,
-    ("LSTM", (100, 8, 63, 63), 2): False,
+    ("LSTM", (100, 5, 63, 63), 2): True,
+    ("LSTM", (100, 6, 63, 63), 2): False,
     ("LSTM", (100, 1, 181, 181), 2): True,
     ("LSTM", (100, 1, 182, 182), 2): False,
     ("LSTM", (100, 1, 128, 128), 3): False,
@@ -127,7 +154,7 @@ SIDE_BY_SIDE = {
 def test_directions_side_by_side(given: tuple[str, tuple[int, int, int, int], int]) -> None:
     cell, (T, N, C, H), threads = given
     text = torch.ops.rnnext.plan(
-        cell, T, N, C, [H], dtype=torch.float32, threads=threads, bidirectional=True
+        cell, T, N, C, [H], dtype=torch.float32, threads=threads, bidirectional=True, caches=CACHES
     )
     apart = [line.startswith("directions side by side, each 1 thread") for line in lines(text)]
     assert apart == [SIDE_BY_SIDE[given]] * 2
@@ -140,7 +167,7 @@ def test_directions_side_by_side(given: tuple[str, tuple[int, int, int, int], in
 def test_float64_weights_are_twice_as_large() -> None:
     sizes = ("LSTM", 10, 20, 8, [700])
     kinds = [
-        lines(torch.ops.rnnext.plan(*sizes, dtype=dtype, threads=2))[0].split(":")[0]
+        lines(torch.ops.rnnext.plan(*sizes, dtype=dtype, threads=2, caches=CACHES))[0].split(":")[0]
         for dtype in (torch.float32, torch.float64)
     ]
     assert kinds == ["2 threads by rows (many)", "2 threads by units (large)"]
@@ -175,11 +202,12 @@ def test_bfloat16() -> None:
         return
     assert "W_ih packed in bfloat16, W_hh packed in bfloat16" in even
     assert "W_ih packed in bfloat16, W_hh packed;" in odd  # gates must begin at an even row
-    for rows, forward, backward in ((7, 0, 0), (8, 0, 1), (15, 0, 1), (16, 1, 1)):
+    for rows, forward, backward in ((8, 0, 0), (23, 1, 0), (24, 1, 1)):
         lines = plan(layers[0], rows, 1, threads=1).splitlines()
         packed = ["W_ih packed in bfloat16, W_hh packed in bfloat16" in line for line in lines]
         assert packed == [forward, backward], rows
         assert IN_PLACE in lines[0] or forward
+        assert IN_PLACE in lines[1] or backward
     assert "bfloat16" not in plan(rnnext.LSTM(64, 64, dtype=torch.float16), 20, 8)
 
 

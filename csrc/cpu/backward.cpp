@@ -163,19 +163,28 @@ class Backward {
 
   // dx = da_x W_ih; of two streams as in list_products.
   void input_gradient(int64_t block) {
-    team_.sync();  // the gradients of the whole block are there
+    if (!s_.plan.own_rows) team_.sync();  // the gradients of the whole block are there
     if (!p_.dx[0]) return;
     const Range rows = p_.steps.rows_of(block);
     for (int target = 0; target < s_.cell.streams; ++target) {
       for (int source = target; source < s_.cell.streams; ++source) {
         const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.gradient_layout.columns};
-        s_.weights.ih[source - target].matrix.multiply(team_, rows.size(), da, p_.dx[target].from(rows.begin),
-                                                       p_.accumulate_dx || source != target);
+        const RightMatrix<T>& w = s_.weights.ih[source - target].matrix;
+        const Rows<T> dx = p_.dx[target].from(rows.begin);
+        const bool accumulate = p_.accumulate_dx || source != target;
+        if (!s_.plan.own_rows) {
+          w.multiply(team_, rows.size(), da, dx, accumulate);
+          continue;
+        }
+        team_.each(s_.partition.parts, [&](int64_t part) {
+          w.multiply(rows_of_sequences(p_.steps, block, s_.partition.sequences[part]), da, dx, accumulate);
+        });
       }
     }
   }
 
   void weight_gradients(int64_t block, bool first) {
+    if (s_.plan.own_rows) team_.sync();
     s_.weight_gradients.add_block(team_, block, first && !p_.accumulate_dw);
     team_.sync();  // the gradients and the panels may be written again
   }

@@ -126,17 +126,26 @@ class Forward {
   }
 
   void project_input(int64_t block) {
-    team_.sync();  // the last block's projections have been used
+    const bool meets = !s_.plan.own_rows || s_.cell.noises;
+    if (meets) team_.sync();  // the last block's projections have been used
     const Range rows = p_.steps.rows_of(block);
     first_row_ = rows.begin;
     for (int target = 0; target < s_.cell.streams; ++target) {
       for (int source = target; source >= 0; --source) {
-        s_.weights.ih[target - source].matrix.multiply(team_, rows.size(), p_.x[source].from(rows.begin),
-                                                       {s_.x_part[target], s_.shape.gate_columns()}, source != target);
+        const RightMatrix<T>& w = s_.weights.ih[target - source].matrix;
+        const Rows<const T> x = p_.x[source].from(rows.begin);
+        const Rows<T> x_part{s_.x_part[target], s_.shape.gate_columns()};
+        if (!s_.plan.own_rows) {
+          w.multiply(team_, rows.size(), x, x_part, source != target);
+          continue;
+        }
+        team_.each(s_.partition.parts, [&](int64_t part) {
+          w.multiply(rows_of_sequences(p_.steps, block, s_.partition.sequences[part]), x, x_part, source != target);
+        });
       }
     }
     draw_noise(team_, p_, block, s_.noise);
-    team_.sync();
+    if (meets) team_.sync();
   }
 
   void keep_checkpoint(int64_t segment) {

@@ -183,7 +183,7 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
     if (packing_ == Packing::kBFloat16) {
       for (int64_t r = 0; r < rows; r += kRowChunk) {
         const int64_t count = std::min(kRowChunk, rows - r);
-        const Rows<const BFloat16> rounded = this->rounded(count, a.from(r), depths);
+        const Rows<const BFloat16> rounded = this->rounded({{r, r + count}}, a, depths);
         for (int64_t i = first; i < last; ++i) {
           panel_product(count, rounded, depths, c.from(r), accumulate, panels_[i]);
         }
@@ -199,6 +199,38 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
 }
 
 template <class T>
+void RightMatrix<T>::multiply(const std::vector<Range>& rows, Rows<const T> a, Rows<T> c, bool accumulate) const {
+  const Range depths{0, depth_};
+  if constexpr (std::is_same_v<T, float>) {
+    if (packing_ == Packing::kBFloat16) {  // some ranges after others, so that each row is rounded once
+      for (auto next = rows.begin(); next != rows.end();) {
+        std::vector<Range> some;
+        for (int64_t count = 0; next != rows.end() && count < kRowChunk; ++next) {
+          some.push_back(*next);
+          count += next->size();
+        }
+        const Rows<const BFloat16> rounded = this->rounded(some, a, depths);
+        for (const Panel& panel : panels_) {
+          int64_t first = 0;
+          for (const Range& range : some) {
+            panel_product(range.size(), rounded.from(first), depths, c.from(range.begin), accumulate, panel);
+            first += range.size();
+          }
+        }
+      }
+      return;
+    }
+  }
+  for (const Panel& panel : panels_) {
+    for (const Range& range : rows) {
+      for (int64_t r = range.begin; r < range.end; r += kRowChunk) {
+        panel_product(std::min(kRowChunk, range.end - r), a.from(r), depths, c.from(r), accumulate, panel);
+      }
+    }
+  }
+}
+
+template <class T>
 void RightMatrix<T>::multiply(const Team& team, int64_t rows, Rows<const T> a, Rows<T> c, bool accumulate) const {
   const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk, panels = panels_.size();
   const Range depths{0, depth_};
@@ -208,7 +240,7 @@ void RightMatrix<T>::multiply(const Team& team, int64_t rows, Rows<const T> a, R
       Rows<const BFloat16> rounded;
       for (int64_t i = mine.begin; i < mine.end; ++i) {
         const int64_t r = i / panels * kRowChunk, count = std::min(kRowChunk, rows - r);
-        if (i == mine.begin || i % panels == 0) rounded = this->rounded(count, a.from(r), depths);
+        if (i == mine.begin || i % panels == 0) rounded = this->rounded({{r, r + count}}, a, depths);
         panel_product(count, rounded, depths, c.from(r), accumulate, panels_[i % panels]);
       }
       return;
@@ -235,12 +267,20 @@ int64_t RightMatrix<T>::item_at(int64_t work, int64_t rows) const {
   return panel * chunks + (work - panels_[panel].columns.begin * rows + chunk / 2) / chunk;
 }
 
-// Rows of A in bfloat16, in memory of the thread's own.
+// Rows of A in bfloat16, one range after the other, in memory of the thread's own.
 template <class T>
-Rows<const BFloat16> RightMatrix<T>::rounded(int64_t rows, Rows<const T> a, Range depths) const {
+Rows<const BFloat16> RightMatrix<T>::rounded(const std::vector<Range>& rows, Rows<const T> a, Range depths) const {
   const int64_t columns = std::max(depths.size(), operand_columns_ > depth_ ? operand_columns_ : 0);
-  const Rows<BFloat16> result = scratch<BFloat16>(rows, even(columns));
-  if constexpr (std::is_same_v<T, float>) bfloat16_kernels()->round_rows(rows, columns, a, result);
+  int64_t count = 0;
+  for (const Range& range : rows) count += range.size();
+  const Rows<BFloat16> result = scratch<BFloat16>(count, even(columns));
+  if constexpr (std::is_same_v<T, float>) {
+    int64_t first = 0;
+    for (const Range& range : rows) {
+      bfloat16_kernels()->round_rows(range.size(), columns, a.from(range.begin), result.from(first));
+      first += range.size();
+    }
+  }
   return result;
 }
 

@@ -79,6 +79,9 @@ class RightMatrix {
   void multiply(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, int64_t first_piece,
                 int64_t last_piece) const;
 
+  // C (+)= A B on some ranges of rows, by this thread alone.
+  void multiply(const std::vector<Range>& rows, Rows<const T> a, Rows<T> c, bool accumulate) const;
+
   // C (+)= A B, shared out over the team; they do not meet after it.
   void multiply(const Team& team, int64_t rows, Rows<const T> a, Rows<T> c, bool accumulate) const;
 
@@ -97,7 +100,7 @@ class RightMatrix {
   template <class Left>
   void panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,
                      const Panel& panel) const;
-  Rows<const BFloat16> rounded(int64_t rows, Rows<const T> a, Range depths) const;
+  Rows<const BFloat16> rounded(const std::vector<Range>& rows, Rows<const T> a, Range depths) const;
   int64_t item_at(int64_t work, int64_t rows) const;
 
   int64_t depth_, columns_, operand_columns_;

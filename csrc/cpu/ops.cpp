@@ -49,7 +49,7 @@ struct Backend {
   }
 
   static bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes) {
-    return cpu::side_by_side(shape, steps, bytes, available_threads());
+    return cpu::side_by_side(shape, steps, bytes, {available_threads(), caches()});
   }
 
  private:
@@ -93,18 +93,22 @@ std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
 
 std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::IntArrayRef sizes, int64_t heads,
                  const optional<Tensor>& batch_sizes, at::ScalarType dtype, optional<at::ScalarType> operand_dtype,
-                 const optional<int64_t>& threads, bool bidirectional) {
+                 const optional<int64_t>& threads, bool bidirectional, at::OptionalIntArrayRef given_caches) {
   TORCH_CHECK(0 < threads.value_or(1) && threads.value_or(1) <= 1 << 16, "rnnext: threads is ", *threads,
               ", expected 1 to ", 1 << 16);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble, "rnnext: dtype is ", dtype,
               ", expected float32 or float64: what is computed in");
   const PlannedScan scan(cell_named(cell), T, N, C, sizes, heads, batch_sizes, Backend::kBlockRows);
   const bool halves = operand_dtype == at::kBFloat16 && dtype == at::kFloat && has_bfloat16<float>();
-  const int available = threads ? static_cast<int>(*threads) : available_threads();
+  TORCH_CHECK(!given_caches || given_caches->size() == 2, "rnnext: caches has ", given_caches->size(),
+              " sizes, expected 2: of a processor's own cache, and of the largest");
+  Machine machine{threads ? static_cast<int>(*threads) : available_threads(), caches()};
+  if (given_caches) machine.caches = {(*given_caches)[0], (*given_caches)[1]};
   const int64_t bytes = c10::elementSize(dtype);
-  const bool apart = bidirectional && side_by_side(scan.shape, scan.steps, bytes, available);
+  const bool apart = bidirectional && side_by_side(scan.shape, scan.steps, bytes, machine);
+  if (apart) machine.threads = 1;
   const auto line = [&](Pass pass) {
-    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, apart ? 1 : available);
+    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, machine);
     return std::string(apart ? "directions side by side, each " : "") + to_string(plan, scan.shape, scan.steps);
   };
   return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);

@@ -1,20 +1,28 @@
 #include "cpu/plan.h"
 
+#include <cmath>
+
 namespace rnnext::cpu {
 namespace {
 
-// With fewer sequences a thread than this, a product is bound by reading the weights.
-constexpr int64_t kFewRows = 4;
-// Recurrent weights of more bytes than this leave the caches between two steps.
-constexpr int64_t kLargeWeights = 12 << 20;
-// Of so many, those of both directions stay in the caches of a processor's own.
-constexpr int64_t kOwnWeights = 512 << 10;
+// With fewer sequences a thread than this, a product is bound by reading the weights; and where these take at most so many
+// times what the cache of a processor's own holds.
+constexpr int64_t kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2;
+// Sequences of a thread's own at which products of a whole block lose nothing by going from step to step.
+constexpr int64_t kOwnRows = 8;
+// Recurrent weights that take a larger part of the largest cache than this leave it between two steps.
+constexpr double kLargeWeights = 0.375;
+// Those of both directions stay in the cache of a processor's own, if each takes at most this part of it.
+constexpr double kOwnWeights = 0.5;
 // Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
 constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 100000;
-// Rows in all that repay packing a matrix: transposed for a block, transposed for steps, as it lies.
-constexpr int64_t kWorthTransposing = 64, kWorthTransposingForSteps = 32, kWorthPacking = 8;
+// Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds; what it costs
+// grows faster than the matrix, what it saves a row does not. As it lies: of one that is at most so many times as large, and
+// of a larger one.
+constexpr double kWorthTransposing = 64;
+constexpr int64_t kWorthPacking = 384, kWorthPackingLarge = 96, kLargeToPack = 4;
 // The same in bfloat16, whose products take half the time, transposed or not.
-constexpr int64_t kWorthRounding = 16;
+constexpr int64_t kWorthRounding = 24;
 
 // Of sizes that need not belong to tensors: in double, sums do not overflow.
 double work_of(const Shape& shape, const Steps& steps) {
@@ -60,12 +68,14 @@ Partition by_rows(const Steps& steps, int threads) {
   return result;
 }
 
-Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, int threads) {
+Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
+  const int threads = machine.threads;
   if (threads == 1) return Reason::kAlone;
   if (work_of(shape, steps) < kWorthTeam) return Reason::kSmall;
   const double weights = recurrent_weights(shape);
-  const bool few = steps.N < kFewRows * threads;
-  const bool large = weights * bytes > kLargeWeights;
+  const bool small = weights * bytes <= static_cast<double>(kSmallWeights * machine.caches.own);
+  const bool few = steps.N < (small ? kFewRowsOfSmall : kFewRows) * threads;
+  const bool large = weights * bytes > kLargeWeights * machine.caches.largest;
   const bool mixed = shape.cell->mixes_sequences();
   if (!few && !large && !mixed) return Reason::kMany;
   const bool worth_meeting = shape.H() >= 2 * kUnitGrain * threads && steps.N * weights >= threads * kWorthMeeting;
@@ -73,17 +83,22 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, int thre
   return mixed ? Reason::kMixed : few ? Reason::kFew : Reason::kLarge;
 }
 
-// Packed, if so many rows in all repay it.
-Packing packing(const Steps& steps, bool bfloat16, int64_t worth) {
-  if (bfloat16) return steps.total() < std::min(worth, kWorthRounding) ? Packing::kInPlace : Packing::kBFloat16;
-  return steps.total() < worth ? Packing::kInPlace : Packing::kPacked;
+// A matrix of so many weights is packed, if the rows in all repay it.
+Packing packing(const Steps& steps, Pass pass, double weights, bool bfloat16, int64_t bytes, const Machine& machine) {
+  const double share = weights * bytes / machine.caches.own, rows = steps.total();
+  double worth = share <= kLargeToPack ? kWorthPacking : kWorthPackingLarge;
+  if (pass == Pass::kForward) worth = kWorthTransposing * std::sqrt(share);
+  if (bfloat16) return rows < std::min<double>(worth, kWorthRounding) ? Packing::kInPlace : Packing::kBFloat16;
+  return rows < worth ? Packing::kInPlace : Packing::kPacked;
 }
 
 // The blocks and gates of W_hh are multiplied by themselves: in bfloat16 they must begin at an even row. One row at a
 // step is bound by reading the weights, packed or not.
-Packing recurrent_packing(const Shape& shape, const Steps& steps, bool bfloat16, int64_t worth) {
+Packing recurrent_packing(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes,
+                          const Machine& machine) {
   const bool halves = shape.H() / shape.heads % 2 == 0 && shape.head_width() % 2 == 0;
-  const Packing result = packing(steps, bfloat16 && halves, worth);
+  const double weights = recurrent_weights(shape) / shape.heads;
+  const Packing result = packing(steps, pass, weights, bfloat16 && halves, bytes, machine);
   return result == Packing::kPacked && steps.N == 1 ? Packing::kInPlace : result;
 }
 
@@ -125,24 +140,29 @@ std::string counted(int64_t count, const char* thing) {
 
 }  // namespace
 
-Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, int threads) {
-  const bool forward = pass == Pass::kForward;
-  const Reason reason = reason_of(shape, steps, bytes, threads);
+Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes,
+               const Machine& machine) {
+  const Reason reason = reason_of(shape, steps, bytes, machine);
   const bool by_units = reason == Reason::kFew || reason == Reason::kLarge || reason == Reason::kMixed;
-  const int used = reason == Reason::kSmall ? 1 : threads;
-  return {used, by_units ? Partition{true, used, {}} : by_rows(steps, used), reason,
-          packing(steps, bfloat16, forward ? kWorthTransposing : kWorthPacking),
-          recurrent_packing(shape, steps, bfloat16, forward ? kWorthTransposingForSteps : kWorthPacking)};
+  const int used = reason == Reason::kSmall ? 1 : machine.threads;
+  const double inputs = static_cast<double>(shape.C) * shape.gate_columns();
+  return {used,
+          by_units ? Partition{true, used, {}} : by_rows(steps, used),
+          reason,
+          reason == Reason::kMany && steps.N >= kOwnRows * used,
+          packing(steps, pass, inputs, bfloat16, bytes, machine),
+          recurrent_packing(shape, steps, pass, bfloat16, bytes, machine)};
 }
 
-bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, int threads) {
-  switch (reason_of(shape, steps, bytes, threads)) {
+bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
+  const int threads = machine.threads;
+  switch (reason_of(shape, steps, bytes, machine)) {
     case Reason::kSmall:
       return 2 * work_of(shape, steps) >= kWorthTeam;
     case Reason::kMeetings:
       return threads == 2 || steps.N == 1;
     case Reason::kFew:
-      return threads == 2 && recurrent_weights(shape) * bytes <= kOwnWeights;
+      return threads == 2 && recurrent_weights(shape) * bytes <= kOwnWeights * machine.caches.own;
     default:
       return false;
   }

@@ -1,9 +1,10 @@
-// The planner: how a scan is done, from its sizes and the number of threads. All that is decided before it begins is
+// The planner: how a scan is done, from its sizes, the threads and the caches there are. All that is decided before it begins is
 // decided here, by a pure function; tests/test_planner.py pins what it says.
 #pragma once
 
 #include <string>
 
+#include "cpu/caches.h"
 #include "cpu/gemm.h"
 #include "cpu/partition.h"
 
@@ -26,16 +27,22 @@ struct Plan {
   int threads;
   Partition partition;
   Reason reason;
+  bool own_rows;      // a thread projects the input of its own sequences, and their dx, which then stay in its caches
   Packing input;      // W_ih and the cell's own matrices
   Packing recurrent;  // W_hh
 };
 
-// `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value; `threads`: those there are.
-Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, int threads);
+struct Machine {
+  int threads;  // those there are
+  Caches caches;
+};
+
+// `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value.
+Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine);
 
 // Whether the two directions of a layer go side by side, each alone on a thread: where that leaves fewer threads without
 // work, or saves them from meeting at each step.
-bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, int threads);
+bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine);
 
 // One line, such as "2 threads by units (few): 0-31, 32-63; W_ih packed, W_hh in place; time blocks of 35 steps".
 std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps);

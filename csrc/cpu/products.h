@@ -57,7 +57,8 @@ bool uses_bfloat16(const Params& params) {
 // `params`: of a scan in the direction of `pass`.
 template <class T, class Params>
 Plan plan_of(const Params& params, Pass pass) {
-  return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T), available_threads());
+  return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T),
+                   {available_threads(), caches()});
 }
 
 // Whether a team that shares units out meets between stage i and what follows it, where this begins with no product: who
@@ -68,6 +69,24 @@ inline bool meets_after(const Stage* stages, int i, int count) {
 
 inline Range share_of(Range all, int64_t part, int64_t parts) {
   return {all.begin + all.size() * part / parts, all.begin + all.size() * (part + 1) / parts};
+}
+
+// The rows of a block that belong to some sequences, counted from its first one.
+inline std::vector<Range> rows_of_sequences(const Steps& steps, int64_t block, Range sequences) {
+  std::vector<Range> rows;
+  const Range all = steps.steps_of(block);
+  const int64_t first = steps.rows_of(block).begin;
+  for (int64_t t = all.begin; t < all.end; ++t) {
+    const Range alive = sequences.below(steps.rows(t));
+    const int64_t begin = steps.first(t) - first + alive.begin;
+    if (!alive.size()) continue;
+    if (!rows.empty() && rows.back().end == begin) {
+      rows.back().end += alive.size();
+    } else {
+      rows.push_back({begin, begin + alive.size()});
+    }
+  }
+  return rows;
 }
 
 // The noise of a block; the threads do not meet after it.

@@ -1,5 +1,5 @@
 """Published recurrent layers besides torch.nn's, each a short `rnnext.Recurrent` subclass; but for
-BatchNormLSTM, which is plain PyTorch.
+BatchNormLSTM, a module over the same op that keeps statistics of the batch.
 
 `python -m rnnext.cells` lists them with their equations, docs/cells.md says when to use which.
 A family's module is imported when one of its cells is first asked for: to define a cell, its step
