@@ -49,7 +49,9 @@ def measure(
     if shape.packed:
         padded = dataclasses.replace(shape, packed=False)
         steps["padded"] = Problem(cell, padded, problem.dtype).step(mode, "rnnext")
+    before = probes.apart(machine.threads)
     times = in_turn(steps, seconds, rounds, guests=loop)
+    apart = before, probes.apart(machine.threads)
     medians = {name: statistics.median(values) for name, values in times.items()}
     least = floor(machine, cell, mode, shape, dtype)
     return {
@@ -67,6 +69,7 @@ def measure(
         "bound": least.bound,
         "fraction": least.seconds / medians["rnnext"],
         "errors": errors,
+        "large_set_gigabytes": apart,
         "rounds": {name: len(values) for name, values in times.items()},
     }
 

@@ -75,6 +75,18 @@ def measure(threads: int) -> Machine:
         )
 
 
+def apart(threads: int) -> float:
+    """Gigabytes a second that so many threads read together, each again and again three quarters
+    of 32 MiB: more where their processors do not share their largest cache. A virtual machine may
+    be moved between the two while it runs, and what one thread writes and another reads takes
+    several times as long there.
+    """
+    probes = _library()
+    with ThreadPoolExecutor(threads) as pool:
+        runs = [pool.submit(probes.read_gigabytes, 24 << 20, 0.02) for _ in range(threads)]
+        return sum(run.result() for run in runs)
+
+
 if __name__ == "__main__":
     machine = measure(torch.get_num_threads())
     print(f"{machine.threads} threads")

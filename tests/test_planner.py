@@ -164,6 +164,18 @@ def test_directions_side_by_side(given: tuple[str, tuple[int, int, int, int], in
     assert plan(layer, 100, 1, threads=2).count("side by side") == 2
 
 
+def test_caches_are_two_sizes() -> None:
+    sizes = ("LSTM", 10, 20, 8, [700])
+    with pytest.raises(RuntimeError, match="caches has 1 sizes, expected 2"):
+        torch.ops.rnnext.plan(*sizes, dtype=torch.float32, caches=[1 << 20])
+    own = [
+        lines(torch.ops.rnnext.plan(*sizes, dtype=torch.float32, threads=2, caches=(1 << 20, most)))
+        for most in (16 << 20, 32 << 20)
+    ]
+    assert "by units (large)" in own[0][0]
+    assert "by rows (many)" in own[1][0]
+
+
 def test_float64_weights_are_twice_as_large() -> None:
     sizes = ("LSTM", 10, 20, 8, [700])
     kinds = [
