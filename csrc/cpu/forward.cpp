@@ -126,8 +126,7 @@ class Forward {
   }
 
   void project_input(int64_t block) {
-    // Of packed rows, those of a thread lie elsewhere in each block.
-    const bool meets = !s_.plan.own_rows || s_.cell.noises || p_.steps.offsets;
+    const bool meets = !s_.plan.own_rows || s_.cell.noises;
     if (meets) team_.sync();  // the last block's projections have been used
     const Range rows = p_.steps.rows_of(block);
     first_row_ = rows.begin;

@@ -8,7 +8,8 @@ namespace {
 // With fewer sequences a thread than this, a product is bound by reading the weights; and where these take at most so many
 // times what the cache of a processor's own holds.
 constexpr int64_t kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2;
-// Sequences of a thread's own at which products of a whole block lose nothing by going from step to step.
+// Sequences of a thread's own at which products of a whole block lose nothing by going from step to step. (Of packed ones
+// there are fewer and fewer.)
 constexpr int64_t kOwnRows = 8;
 // Recurrent weights that take a larger part of the largest cache than this leave it between two steps.
 constexpr double kLargeWeights = 0.375;
@@ -149,7 +150,7 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
   return {used,
           by_units ? Partition{true, used, {}} : by_rows(steps, used),
           reason,
-          reason == Reason::kMany && steps.N >= kOwnRows * used,
+          reason == Reason::kMany && !steps.offsets && steps.N >= kOwnRows * used,
           packing(steps, pass, inputs, bfloat16, bytes, machine),
           recurrent_packing(shape, steps, pass, bfloat16, bytes, machine)};
 }

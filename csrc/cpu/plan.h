@@ -27,7 +27,7 @@ struct Plan {
   int threads;
   Partition partition;
   Reason reason;
-  bool own_rows;      // a thread projects the input of its own sequences, and their dx, which then stay in its caches
+  bool own_rows;      // a thread projects the input of its own sequences, and makes their dx: these stay in its caches
   Packing input;      // W_ih and the cell's own matrices
   Packing recurrent;  // W_hh
 };
