@@ -18,15 +18,15 @@ IN_PLACE = "W_ih in place, W_hh in place"
 CACHES = (1 << 20, 32 << 20)
 
 # cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
-# The edges: 100,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences a thread,
+# The edges: 300,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences a thread,
 # and 4 where W_hh is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread
 # for a meeting; rows that repay packing.
 TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (1, 1, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
     ("LSTM", (35, 20, 200, 200), 1): (f"1 thread (alone); {PACKED}; time blocks of 35 steps",),
-    # A team: 25 * 500 * 2 * (2 + 2) = 100,000.
-    ("RNN_TANH", (24, 500, 2, 2), 2): (f"1 thread (small); {PACKED}; time blocks of 1 step",),
-    ("RNN_TANH", (25, 500, 2, 2), 2): (
+    # A team: 75 * 500 * 2 * (2 + 2) = 300,000.
+    ("RNN_TANH", (74, 500, 2, 2), 2): (f"1 thread (small); {PACKED}; time blocks of 1 step",),
+    ("RNN_TANH", (75, 500, 2, 2), 2): (
         f"2 threads by rows (many): 0-249, 250-499; {PACKED}; time blocks of 1 step",
     ),
     ("LSTM", (1, 1, 64, 64), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
@@ -72,21 +72,32 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         "2 threads by units (few): 0-47, 48-99; W_ih packed, W_hh in place; "
         "time blocks of 400 steps",
     ),
-    # Packing, transposed: 64 rows for 1 MiB, half as many for a quarter of it, 14 for 48 KiB.
-    ("RNN_TANH", (9, 7, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 9 steps",),
-    ("RNN_TANH", (8, 8, 512, 512), 1): (
-        f"1 thread (alone); {PACKED}; time blocks of 8 steps",
-        f"1 thread (alone); {IN_PLACE}; time blocks of 8 steps",
+    # Packing, transposed: 64 rows for 1 MiB, half as many for a quarter of it; of fewer than 16
+    # rows at once fewer, 12 for 48 KiB.
+    ("RNN_TANH", (3, 21, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 3 steps",),
+    ("RNN_TANH", (4, 16, 512, 512), 1): (
+        f"1 thread (alone); {PACKED}; time blocks of 4 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 4 steps",
     ),
     ("RNN_TANH", (1, 31, 256, 256), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
     ("RNN_TANH", (1, 32, 256, 256), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 1 step",
         f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
     ),
-    ("GRU", (1, 13, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("GRU", (1, 11, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("GRU", (1, 12, 64, 64), 1): (
+        f"1 thread (alone); {PACKED}; time blocks of 1 step",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
+    ),
+    # As it lies, for fewer than 16 rows at once: what serves two products, 18 rows for 1 MiB.
     ("GRU", (2, 7, 64, 64), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 2 steps",
-        f"1 thread (alone); {IN_PLACE}; time blocks of 2 steps",
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 2 steps",
+    ),
+    ("RNN_TANH", (4, 4, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 4 steps",),
+    ("RNN_TANH", (5, 4, 512, 512), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 5 steps",
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 5 steps",
     ),
     # One row at a step reads W_hh where it lies.
     ("GRU", (14, 1, 64, 64), 1): (
@@ -133,12 +144,12 @@ def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
 
 
 # cell, (T, N, C, H), threads -> whether the directions of a layer go side by side.
-# The edges: 50,000 multiply-adds of each where 100,000 are a team's; one sequence, or two threads;
+# The edges: 150,000 multiply-adds of each where 300,000 are a team's; one sequence, or two threads;
 # 512 KiB of W_hh where the threads would meet at each step.
 SIDE_BY_SIDE = {
-    ("RNN_TANH", (12, 500, 2, 2), 2): False,
-    ("RNN_TANH", (13, 500, 2, 2), 2): True,
-    ("RNN_TANH", (13, 500, 2, 2), 1): False,
+    ("RNN_TANH", (37, 500, 2, 2), 2): False,
+    ("RNN_TANH", (38, 500, 2, 2), 2): True,
+    ("RNN_TANH", (38, 500, 2, 2), 1): False,
     ("LSTM", (100, 1, 63, 63), 2): True,
     ("LSTM", (100, 1, 63, 63), 8): True,
     ("LSTM", (100, 2, 63, 63), 3): False,
@@ -231,7 +242,7 @@ def test_stacks() -> None:
     ]
     assert "other matrices packed" in text  # W_hr
     # What a layer reads counts: C = 2 is too little for a team, 30 is not.
-    layers = plan(rnnext.RNN(2, 30, num_layers=2), 5, 20, threads=2)
+    layers = plan(rnnext.RNN(2, 30, num_layers=2), 10, 20, threads=2)
     assert ["1 thread (small)" in line for line in layers.splitlines()] == [
         True,
         True,

@@ -5,25 +5,28 @@
 namespace rnnext::cpu {
 namespace {
 
-// With fewer sequences a thread than this, a product is bound by reading the weights; and where these take at most so many
-// times what the cache of a processor's own holds.
+// With fewer sequences a thread than this, a product is bound by reading the weights; and where these take at most so
+// many times what the cache of a processor's own holds.
 constexpr int64_t kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2;
-// Sequences of a thread's own at which products of a whole block lose nothing by going from step to step. (Of packed ones
-// there are fewer and fewer.)
+// Sequences of a thread's own at which products of a whole block lose nothing by going from step to step. (Of packed
+// ones there are fewer and fewer.)
 constexpr int64_t kOwnRows = 8;
 // Recurrent weights that take a larger part of the largest cache than this leave it between two steps.
 constexpr double kLargeWeights = 0.375;
 // Those of both directions stay in the cache of a processor's own, if each takes at most this part of it.
 constexpr double kOwnWeights = 0.5;
 // Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
-constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 100000;
-// Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds; what it costs
-// grows faster than the matrix, what it saves a row does not. As it lies: of one that is at most so many times as large, and
-// of a larger one.
+constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 300000;
+// Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds; what it
+// costs grows faster than the matrix, what it saves a row does not. As it lies: of one that is at most so many times as
+// large, and of a larger one.
 constexpr double kWorthTransposing = 64;
 constexpr int64_t kWorthPacking = 384, kWorthPackingLarge = 96, kLargeToPack = 4;
-// The same in bfloat16, whose products take half the time, transposed or not.
-constexpr int64_t kWorthRounding = 24;
+// With fewer rows in one product than this, a matrix that lies in place is read slowly. Then it is packed, as it lies,
+// if it serves two products: for so many rows for each cache of a processor's own that it fills, or for so many at most.
+constexpr int64_t kManyAtOnce = 16, kWorthPackingForFew = 18, kMostForFew = 64;
+// The same in bfloat16, whose products take half the time: as many rows, or fewer, transposed; as it lies.
+constexpr int64_t kWorthRoundingTransposed = 16, kWorthRounding = 24;
 
 // Of sizes that need not belong to tensors: in double, sums do not overflow.
 double work_of(const Shape& shape, const Steps& steps) {
@@ -84,12 +87,20 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, const Ma
   return mixed ? Reason::kMixed : few ? Reason::kFew : Reason::kLarge;
 }
 
-// A matrix of so many weights is packed, if the rows in all repay it.
-Packing packing(const Steps& steps, Pass pass, double weights, bool bfloat16, int64_t bytes, const Machine& machine) {
+// Of a matrix of so many weights, and products of so many rows at once: packed, if the rows in all repay it.
+Packing packing(const Steps& steps, Pass pass, double weights, int64_t at_once, bool bfloat16, int64_t bytes,
+                const Machine& machine) {
   const double share = weights * bytes / machine.caches.own, rows = steps.total();
   double worth = share <= kLargeToPack ? kWorthPacking : kWorthPackingLarge;
-  if (pass == Pass::kForward) worth = kWorthTransposing * std::sqrt(share);
-  if (bfloat16) return rows < std::min<double>(worth, kWorthRounding) ? Packing::kInPlace : Packing::kBFloat16;
+  if (pass == Pass::kForward) {
+    worth = kWorthTransposing * std::sqrt(share * std::min<double>(at_once, kManyAtOnce) / kManyAtOnce);
+  } else if (at_once < kManyAtOnce) {
+    worth = std::max<double>(at_once + 1, std::min<double>(kWorthPackingForFew * share, kMostForFew));
+  }
+  if (bfloat16) {
+    const int64_t least = pass == Pass::kForward ? kWorthRoundingTransposed : kWorthRounding;
+    return rows < std::clamp<double>(worth, least, kWorthRounding) ? Packing::kInPlace : Packing::kBFloat16;
+  }
   return rows < worth ? Packing::kInPlace : Packing::kPacked;
 }
 
@@ -99,7 +110,7 @@ Packing recurrent_packing(const Shape& shape, const Steps& steps, Pass pass, boo
                           const Machine& machine) {
   const bool halves = shape.H() / shape.heads % 2 == 0 && shape.head_width() % 2 == 0;
   const double weights = recurrent_weights(shape) / shape.heads;
-  const Packing result = packing(steps, pass, weights, bfloat16 && halves, bytes, machine);
+  const Packing result = packing(steps, pass, weights, steps.N, bfloat16 && halves, bytes, machine);
   return result == Packing::kPacked && steps.N == 1 ? Packing::kInPlace : result;
 }
 
@@ -151,7 +162,7 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
           by_units ? Partition{true, used, {}} : by_rows(steps, used),
           reason,
           reason == Reason::kMany && !steps.offsets && steps.N >= kOwnRows * used,
-          packing(steps, pass, inputs, bfloat16, bytes, machine),
+          packing(steps, pass, inputs, steps.total(), bfloat16, bytes, machine),
           recurrent_packing(shape, steps, pass, bfloat16, bytes, machine)};
 }
 

@@ -1,5 +1,5 @@
-// The planner: how a scan is done, from its sizes, the threads and the caches there are. All that is decided before it begins is
-// decided here, by a pure function; tests/test_planner.py pins what it says.
+// The planner: how a scan is done, from its sizes, the threads and the caches there are. All that is decided before it
+// begins is decided here, by a pure function; tests/test_planner.py pins what it says.
 #pragma once
 
 #include <string>
