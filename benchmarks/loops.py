@@ -1,4 +1,5 @@
-"""Normalised cells as one writes them in PyTorch: a loop, with the gates side by side.
+"""Normalised cells as one writes them in PyTorch: a loop, with the gates side by side. And zoneout
+step by step, with the input's product and the masks made where they are used.
 
 Each takes x [T, N, C] and the parameters of the layer of rnnext.cells by name, and returns y.
 """
@@ -76,6 +77,21 @@ def dreamer_gru(x: Tensor, w: Weights) -> Tensor:
     return torch.stack(outputs)
 
 
+def zoneout_lstm(x: Tensor, w: Weights) -> Tensor:
+    """Of h with 0.05, of c with 0.5."""
+    h = c = x.new_zeros(x.size(1), w["weight_hh_l0"].size(1))
+    outputs = []
+    for row in x:
+        a = linear(row, w["weight_ih_l0"], w["bias_ih_l0"])
+        i, f, g, o = (a + linear(h, w["weight_hh_l0"], w["bias_hh_l0"])).chunk(4, 1)
+        new_c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        new_h = o.sigmoid() * new_c.tanh()
+        kept_h, kept_c = (torch.empty_like(h).bernoulli_(p) for p in (0.05, 0.5))
+        h, c = kept_h * h + (1 - kept_h) * new_h, kept_c * c + (1 - kept_c) * new_c
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def batch_norm_lstm(x: Tensor, w: Weights) -> Tensor:
     """Without running averages, which take little."""
 
@@ -96,6 +112,7 @@ def batch_norm_lstm(x: Tensor, w: Weights) -> Tensor:
 
 
 LOOPS: dict[str, Callable[[Tensor, Weights], Tensor]] = {
+    "zoneout": zoneout_lstm,
     "BatchNormLSTM": batch_norm_lstm,
     "LayerNormLSTM": layer_norm_lstm,
     "LayerNormGRU": layer_norm_gru,

@@ -56,7 +56,7 @@ def models() -> dict[str, ModelOptions]:
     """
     found = {f"plain {name}": ModelOptions(cell=name) for name in PLAIN}
     for variant in (*VARIANTS, *UNTIMED):
-        if variant.name.endswith("no option"):
+        if variant.name.endswith("no option") or variant.loop:
             continue
         options = dict(variant.options)
         if variant.weight_dropout:
