@@ -100,7 +100,7 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
 
 
 SIDE_BY_SIDE = (
-    Case(T=60, N=1, C=16, H=40, L=2, D=2, dropout=0.3),
+    Case(T=90, N=1, C=16, H=40, L=2, D=2, dropout=0.3),
     Case(T=50, N=3, C=9, H=50, D=2, lengths=(50, 41, 3), h0=False),
 )
 

@@ -17,13 +17,13 @@ constexpr double kLargeWeights = 0.375;
 constexpr double kOwnWeights = 0.5;
 // Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
 constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 300000;
-// Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds; what it
-// costs grows faster than the matrix, what it saves a row does not. As it lies: of one that is at most so many times as
-// large, and of a larger one.
-constexpr double kWorthTransposing = 64;
+// Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds (what it
+// costs grows faster than the matrix, what it saves a row does not), and of any. As it lies: of one that is at most so
+// many times as large, and of a larger one.
+constexpr double kWorthTransposing = 64, kLeastTransposing = 8;
 constexpr int64_t kWorthPacking = 384, kWorthPackingLarge = 96, kLargeToPack = 4;
 // With fewer rows in one product than this, a matrix that lies in place is read slowly. Then it is packed, as it lies,
-// if it serves two products: for so many rows for each cache of a processor's own that it fills, or for so many at most.
+// if it serves two products: for so many rows for each cache of a processor's own that it fills, or so many at most.
 constexpr int64_t kManyAtOnce = 16, kWorthPackingForFew = 18, kMostForFew = 64;
 // The same in bfloat16, whose products take half the time: as many rows, or fewer, transposed; as it lies.
 constexpr int64_t kWorthRoundingTransposed = 16, kWorthRounding = 24;
@@ -94,6 +94,7 @@ Packing packing(const Steps& steps, Pass pass, double weights, int64_t at_once, 
   double worth = share <= kLargeToPack ? kWorthPacking : kWorthPackingLarge;
   if (pass == Pass::kForward) {
     worth = kWorthTransposing * std::sqrt(share * std::min<double>(at_once, kManyAtOnce) / kManyAtOnce);
+    worth = std::max(worth, kLeastTransposing);
   } else if (at_once < kManyAtOnce) {
     worth = std::max<double>(at_once + 1, std::min<double>(kWorthPackingForFew * share, kMostForFew));
   }
