@@ -20,13 +20,13 @@ constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 300000;
 // Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds (what it
 // costs grows faster than the matrix, what it saves a row does not), and of any. As it lies: of one that is at most so
 // many times as large, and of a larger one.
-constexpr double kWorthTransposing = 64, kLeastTransposing = 8;
+constexpr double kWorthTransposing = 64, kLeastTransposing = 16;
 constexpr int64_t kWorthPacking = 384, kWorthPackingLarge = 96, kLargeToPack = 4;
 // With fewer rows in one product than this, a matrix that lies in place is read slowly. Then it is packed, as it lies,
 // if it serves two products: for so many rows for each cache of a processor's own that it fills, or so many at most.
 constexpr int64_t kManyAtOnce = 16, kWorthPackingForFew = 18, kMostForFew = 64;
-// The same in bfloat16, whose products take half the time: as many rows, or fewer, transposed; as it lies.
-constexpr int64_t kWorthRoundingTransposed = 16, kWorthRounding = 24;
+// The most that it takes in bfloat16, whose products take half the time; and as it lies, what it takes.
+constexpr double kWorthRounding = 24;
 
 // Of sizes that need not belong to tensors: in double, sums do not overflow.
 double work_of(const Shape& shape, const Steps& steps) {
@@ -99,8 +99,8 @@ Packing packing(const Steps& steps, Pass pass, double weights, int64_t at_once, 
     worth = std::max<double>(at_once + 1, std::min<double>(kWorthPackingForFew * share, kMostForFew));
   }
   if (bfloat16) {
-    const int64_t least = pass == Pass::kForward ? kWorthRoundingTransposed : kWorthRounding;
-    return rows < std::clamp<double>(worth, least, kWorthRounding) ? Packing::kInPlace : Packing::kBFloat16;
+    if (pass == Pass::kBackward || worth > kWorthRounding) worth = kWorthRounding;
+    return rows < worth ? Packing::kInPlace : Packing::kBFloat16;
   }
   return rows < worth ? Packing::kInPlace : Packing::kPacked;
 }

@@ -10,7 +10,6 @@
 #include <ATen/Dispatch.h>
 
 #include <algorithm>
-#include <utility>
 
 #include "engine/check.h"
 #include "engine/params.h"
@@ -66,7 +65,7 @@ class Stack {
     std::vector<Tensor> finals, sequences, records, outputs;
     for (int k = 0; k < cell_.all_states(); ++k) finals.push_back(x_.new_empty(state_shape(k)));
     for (int k : sequenced()) sequences.push_back(Backend::empty(sequence_form(k), x_));
-    const std::vector<Tensor> sums = first_sums();
+    std::vector<Tensor> sums = first_sums();
     for (int64_t l = 0; l < s_.L; ++l) {
       const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
       if (!training) outputs.clear();
@@ -86,8 +85,7 @@ class Stack {
     for (const Tensor& sequence : sequences) clear_padding(sequence.view({1, s_.rows, -1}));
     std::vector<Tensor> result{as_given(outputs.back())};
     outputs.pop_back();
-    for (const auto* more :
-         {&std::as_const(finals), &std::as_const(sequences), &sums, &std::as_const(records), &std::as_const(outputs)})
+    for (auto* more : {&finals, &sequences, &sums, &records, &outputs})
       result.insert(result.end(), more->begin(), more->end());
     return result;
   }
