@@ -85,7 +85,7 @@ def test_a_repeat_has_the_same_bits(cell: str, dtype: torch.dtype, case: Case) -
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) -> None:
     torch.set_num_threads(count)
-    few = (Case(T=20, N=1, C=9, H=200), Case(T=20, N=5, C=9, H=100, D=2), PACKED)
+    few = (Case(T=20, N=1, C=9, H=200), *(Case(T=20, N=n, C=9, H=100, D=2) for n in (5, 7)), PACKED)
     # With so many each thread makes all products of its own sequences.
     lengths = (90, 90, 90, 81, 80, 77, *[60] * 10, 35, 35, 33, *[12] * 5, 1, 1)
     many = (
