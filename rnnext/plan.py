@@ -30,7 +30,8 @@ def plan(
     - large: weights that leave the caches between two steps
     - meetings: few sequences or large weights, but too little work in a step to meet at each
 
-    or that the two directions of a bidirectional layer go **side by side**, each on one thread;
+    or that scans go **side by side**, each on one thread: the two directions of a bidirectional
+    layer, or the layers of a stack, each a time block behind the one below;
     then the sequences, longest first, or units of each thread; whether the weights are read in
     place or packed for the call, in bfloat16 perhaps (of a bfloat16 layer, or under autocast, where
     the processor multiplies it); and the steps in a time block, whose input is projected at once.
@@ -88,11 +89,15 @@ def plan(
             computed = weight.new_empty(0, dtype=dtype)
             text = torch.ops.rnnext.plan_cuda(call[0], computed, *call[1:], operand_dtype=rounded)
         else:
-            # With checkpoints, the segments of both directions go one after the other.
-            sides = (layer.bidirectional, layer.bidirectional and not layer.checkpoint_every)
-            options = {"dtype": dtype, "operand_dtype": rounded, "threads": threads}
-            plans = [torch.ops.rnnext.plan(*call, **options, bidirectional=both) for both in sides]
-            text = "\n".join(plan.splitlines()[i] for i, plan in enumerate(plans))
+            text = torch.ops.rnnext.plan(
+                *call,
+                dtype=dtype,
+                operand_dtype=rounded,
+                threads=threads,
+                bidirectional=layer.bidirectional,
+                num_layers=layer.num_layers,
+                checkpoints=bool(layer.checkpoint_every),
+            )
         lines += [f"layer {k}, {line}" for line in text.splitlines()]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -99,22 +100,30 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
             assert error(result[name], expected[name]) < 1e-12, (case, name)
 
 
+# Directions, or layers; with sequences that end in several time blocks, and masks whose rows begin
+# anywhere.
 SIDE_BY_SIDE = (
     Case(T=90, N=1, C=16, H=40, L=2, D=2, dropout=0.3),
     Case(T=50, N=3, C=9, H=50, D=2, lengths=(50, 41, 3), h0=False),
+    Case(T=130, N=1, C=16, H=40, L=2),
+    Case(T=211, N=2, C=9, H=37, L=3, dropout=0.3),
+    Case(T=90, N=3, C=9, H=50, L=4, lengths=(90, 61, 3), h0=False),
 )
 
 
 @cells
+@pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("case", SIDE_BY_SIDE, ids=str)
-def test_directions_side_by_side(
-    cell: str, case: Case, threads: None, poisoned_memory: None
+def test_side_by_side(
+    cell: str, case: Case, count: int, threads: None, poisoned_memory: None
 ) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(count)
     data = Data(cell, case)
     call = (cell, case.T, case.N, case.C, [case.H, *data.sizes], case.heads, data.batch_sizes)
-    told = torch.ops.rnnext.plan(*call, dtype=torch.float64, bidirectional=True)
-    assert told.count("directions side by side, each 1 thread (alone)") == 2
+    stack = {"bidirectional": case.D == 2, "num_layers": case.L}
+    told = torch.ops.rnnext.plan(*call, dtype=torch.float64, threads=2, **stack)
+    what = "directions" if case.D == 2 else "layers"
+    assert told.count(f"{what} side by side, each 1 thread (alone)") == 2
     expected = data.reference()
     first, again = (data.run(ops.rnn, torch.float64) for _ in range(2))
     for name in data.names:
@@ -130,6 +139,23 @@ def test_directions_side_by_side(
         )
         for name, grad in zip(names[some], grads, strict=True):
             assert torch.equal(grad, first[name]), name
+    # Every bit is the same with checkpoints, where the backward takes one layer after the other.
+    kept = data.run(partial(ops.rnn, checkpoint_every=20), torch.float64)
+    for name in data.names:
+        assert torch.equal(kept[name], first[name]), name
+
+
+def test_upper_layers_alone_side_by_side(threads: None) -> None:
+    torch.set_num_threads(2)
+    data = Data("LSTM", Case(T=300, N=1, C=16, H=40, L=4, dropout=0.2))
+    inputs = data.inputs(torch.float64)
+    expected = data.run(ops.rnn, torch.float64)
+    outputs = ops.rnn("LSTM", *data.split(inputs), **data.options)
+    names, given = data.names[len(outputs) :], data.output_grads(torch.float64)
+    upper = slice(len(inputs) - 8, None)  # the weights and biases of the last two layers
+    grads = torch.autograd.grad(outputs, inputs[upper], given, materialize_grads=True)
+    for name, grad in zip(names[upper], grads, strict=True):
+        assert torch.equal(grad, expected[name]), name
 
 
 @cells

@@ -174,6 +174,58 @@ def test_directions_side_by_side(given: tuple[str, tuple[int, int, int, int], in
     assert plan(layer, 100, 1, threads=2).count("side by side") == 2
 
 
+# cell, (T, N, C, H), layers, threads -> whether the layers of a stack go side by side.
+# The edges: as for directions; and of two layers three time blocks of 24 rows, of three on two
+# threads seven.
+LAYERS = {
+    ("LSTM", (70, 1, 63, 63), 2, 2): True,
+    ("LSTM", (48, 1, 63, 63), 2, 2): False,
+    ("LSTM", (49, 1, 63, 63), 2, 2): True,
+    ("LSTM", (144, 1, 63, 63), 3, 2): False,
+    ("LSTM", (145, 1, 63, 63), 3, 2): True,
+    ("LSTM", (144, 1, 63, 63), 3, 3): True,
+    ("LSTM", (100, 1, 63, 63), 1, 2): False,
+    ("LSTM", (100, 1, 63, 63), 2, 1): False,
+    ("LSTM", (100, 5, 63, 63), 2, 2): True,
+    ("LSTM", (100, 6, 63, 63), 2, 2): False,
+    ("LSTM", (100, 2, 63, 63), 2, 3): False,
+    ("LSTM", (100, 2, 63, 63), 3, 3): True,
+    ("LSTM", (100, 1, 181, 181), 2, 2): True,
+    ("LSTM", (100, 1, 182, 182), 2, 2): False,
+    # The same for all layers, though the input of the first one is wider.
+    ("LSTM", (100, 1, 4000, 63), 2, 2): True,
+}
+
+
+@pytest.mark.parametrize("given", LAYERS, ids=str)
+def test_layers_side_by_side(given: tuple[str, tuple[int, int, int, int], int, int]) -> None:
+    cell, (T, N, C, H), layers, threads = given
+    text = torch.ops.rnnext.plan(
+        cell,
+        T,
+        N,
+        C,
+        [H],
+        dtype=torch.float32,
+        threads=threads,
+        num_layers=layers,
+        caches=CACHES,
+    )
+    apart = [line.startswith("layers side by side, each 1 thread") for line in lines(text)]
+    assert apart == [LAYERS[given]] * 2
+
+
+def test_blocks_of_layers_side_by_side() -> None:
+    layer = rnnext.GRU(40, 40, 2)
+    assert plan(layer, 100, 1, threads=2).count("time blocks of 20 steps") == 4
+    assert plan(layer, 800, 1, threads=2).count("time blocks of 100 steps") == 4
+    assert plan(layer, 20_000, 1, threads=2).count("time blocks of 741 steps") == 4
+    layer.checkpoint_every = 10
+    text = plan(layer, 800, 1, threads=2)
+    assert text.count("side by side") == 2  # forward
+    assert text.count("time blocks of 100 steps") == 4
+
+
 def test_caches_are_two_sizes() -> None:
     sizes = ("LSTM", 10, 20, 8, [700])
     with pytest.raises(RuntimeError, match="caches has 1 sizes, expected 2"):

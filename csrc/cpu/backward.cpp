@@ -150,7 +150,9 @@ class Backward {
   }
 
   void begin_block(int64_t block) {
-    first_row_ = p_.steps.rows_of(block).begin;
+    const Range rows = p_.steps.rows_of(block);
+    first_row_ = rows.begin;
+    if (p_.links) p_.links->take(rows);
     if (s_.cell.noises) {
       draw_noise(team_, p_, block, s_.noise);
       team_.sync();
@@ -181,6 +183,7 @@ class Backward {
         });
       }
     }
+    if (p_.links) p_.links->give(rows);
   }
 
   void weight_gradients(int64_t block, bool first) {

@@ -130,6 +130,7 @@ class Forward {
     if (meets) team_.sync();  // the last block's projections have been used
     const Range rows = p_.steps.rows_of(block);
     first_row_ = rows.begin;
+    if (p_.links) p_.links->take(rows);
     for (int target = 0; target < s_.cell.streams; ++target) {
       for (int source = target; source >= 0; --source) {
         const RightMatrix<T>& w = s_.weights.ih[target - source].matrix;
@@ -165,6 +166,7 @@ class Forward {
 
   void run(Range steps) {
     p_.steps.each(steps, false, [&](int64_t t) { step(t); });
+    if (p_.links) p_.links->give({p_.steps.first(steps.begin), p_.steps.first(steps.end)});
   }
 
  private:

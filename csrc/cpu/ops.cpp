@@ -25,43 +25,50 @@ struct Backend {
   static const CellShape& cell_named(std::string_view name) { return rnnext::cell_named(name); }
 
   template <class T>
-  static void scan_forward(const std::vector<ScanForward<T>>& scans) {
-    each(scans, [](const ScanForward<T>& scan) { cpu::scan_forward(scan); });
+  static void scan_forward(const std::vector<ScanForward<T>>& scans, bool apart) {
+    each(scans, apart, [](const ScanForward<T>& scan) { cpu::scan_forward(scan); });
   }
 
   template <class T>
-  static void scan_backward(const std::vector<ScanBackward<T>>& scans) {
-    each(scans, [](const ScanBackward<T>& scan) { cpu::scan_backward(scan); });
+  static void scan_backward(const std::vector<ScanBackward<T>>& scans, bool apart) {
+    each(scans, apart, [](const ScanBackward<T>& scan) { cpu::scan_backward(scan); });
   }
 
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like) { return cpu::empty(sizes, like); }
 
-  static void dropout(const Tensor& src, const Tensor& dst, int64_t seed, int64_t layer, double p) {
+  template <class T>
+  static void dropout(int64_t first, int64_t count, const T* src, T* dst, int64_t seed, int64_t layer, double p) {
     constexpr int64_t grain = 4096;  // elements; a multiple of 4, as the generator makes four at a time
-    AT_DISPATCH_FLOATING_TYPES(src.scalar_type(), "rnnext::dropout", [&] {
-      const scalar_t* from = src.const_data_ptr<scalar_t>();
-      scalar_t* to = dst.data_ptr<scalar_t>();
-      at::parallel_for(0, (src.numel() + grain - 1) / grain, 4, [&](int64_t begin, int64_t end) {
-        const int64_t first = begin * grain, count = std::min(end * grain, src.numel()) - first;
-        kernels<scalar_t>().dropout(first, count, from + first, to + first, seed, layer, p);
-      });
+    at::parallel_for(0, (count + grain - 1) / grain, 4, [&](int64_t begin, int64_t end) {
+      const int64_t offset = begin * grain;
+      kernels<T>().dropout(first + offset, std::min(end * grain, count) - offset, src + offset, dst + offset, seed,
+                           layer, p);
     });
   }
 
-  static bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes) {
-    return cpu::side_by_side(shape, steps, bytes, {available_threads(), caches()});
+  static bool directions_apart(const Shape& shape, const Steps& steps, int64_t bytes) {
+    return cpu::directions_apart(shape, steps, bytes, {available_threads(), caches()});
+  }
+  static bool layers_apart(const Shape& shape, const Steps& steps, int64_t bytes, int64_t layers) {
+    return cpu::layers_apart(shape, steps, bytes, layers, {available_threads(), caches()});
   }
 
  private:
-  // Of the directions of a layer.
   template <class Scan, class Work>
-  static void each(const std::vector<Scan>& scans, Work work) {
-    const Scan& first = scans[0];
-    if (first.steps.total() == 0) return;
-    if (scans.size() == 2 && side_by_side(first.shape, first.steps, sizeof(*first.y[0].data))) {
-      return run_apart(2, [&](int64_t d) { work(scans[d]); });
+  static void each(const std::vector<Scan>& scans, bool apart, Work work) {
+    if (scans[0].steps.total() == 0) return;
+    if (!apart) {
+      for (const Scan& scan : scans) work(scan);
+      return;
     }
-    for (const Scan& scan : scans) work(scan);
+    run_apart(static_cast<int>(scans.size()), [&](int64_t i) {
+      try {
+        work(scans[i]);
+      } catch (...) {
+        if (scans[i].links) scans[i].links->give_up();
+        throw;
+      }
+    });
   }
 };
 
@@ -93,23 +100,37 @@ std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
 
 std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::IntArrayRef sizes, int64_t heads,
                  const optional<Tensor>& batch_sizes, at::ScalarType dtype, optional<at::ScalarType> operand_dtype,
-                 const optional<int64_t>& threads, bool bidirectional, at::OptionalIntArrayRef given_caches) {
+                 const optional<int64_t>& threads, bool bidirectional, int64_t num_layers, bool checkpoints,
+                 at::OptionalIntArrayRef given_caches) {
   TORCH_CHECK(0 < threads.value_or(1) && threads.value_or(1) <= 1 << 16, "rnnext: threads is ", *threads,
               ", expected 1 to ", 1 << 16);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble, "rnnext: dtype is ", dtype,
               ", expected float32 or float64: what is computed in");
-  const PlannedScan scan(cell_named(cell), T, N, C, sizes, heads, batch_sizes, Backend::kBlockRows);
+  TORCH_CHECK(num_layers > 0, "rnnext: num_layers is ", num_layers, ", expected at least 1");
+  PlannedScan scan(cell_named(cell), T, N, C, sizes, heads, batch_sizes, Backend::kBlockRows);
   const bool halves = operand_dtype == at::kBFloat16 && dtype == at::kFloat && has_bfloat16<float>();
   TORCH_CHECK(!given_caches || given_caches->size() == 2, "rnnext: caches has ", given_caches->size(),
               " sizes, expected 2: of a processor's own cache, and of the largest");
   Machine machine{threads ? static_cast<int>(*threads) : available_threads(), caches()};
   if (given_caches) machine.caches = {(*given_caches)[0], (*given_caches)[1]};
   const int64_t bytes = c10::elementSize(dtype);
-  const bool apart = bidirectional && side_by_side(scan.shape, scan.steps, bytes, machine);
-  if (apart) machine.threads = 1;
+  const char* apart = "";
+  if (bidirectional && directions_apart(scan.shape, scan.steps, bytes, machine))
+    apart = "directions side by side, each ";
+  if (!bidirectional && num_layers > 1) {
+    Shape upper = scan.shape;
+    upper.C = upper.state_width(0);
+    const Steps linked = scan.linked();
+    if (layers_apart(upper, linked, bytes, num_layers, machine)) {
+      apart = "layers side by side, each ";
+      scan.steps = linked;
+    }
+  }
   const auto line = [&](Pass pass) {
-    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, machine);
-    return std::string(apart ? "directions side by side, each " : "") + to_string(plan, scan.shape, scan.steps);
+    const bool together = *apart && !(checkpoints && pass == Pass::kBackward);  // segments go one after the other
+    const Machine used{together ? 1 : machine.threads, machine.caches};
+    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, used);
+    return (together ? apart : "") + to_string(plan, scan.shape, scan.steps);
   };
   return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);
 }

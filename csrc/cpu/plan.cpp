@@ -13,10 +13,12 @@ constexpr int64_t kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2;
 constexpr int64_t kOwnRows = 8;
 // Recurrent weights that take a larger part of the largest cache than this leave it between two steps.
 constexpr double kLargeWeights = 0.375;
-// Those of both directions stay in the cache of a processor's own, if each takes at most this part of it.
+// Those of one scan stay in the cache of a processor's own, with all else that it reads, if they take at most this part.
 constexpr double kOwnWeights = 0.5;
 // Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
 constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 300000;
+// How many times the threads must have in their hands what one would do alone, for layers to go side by side.
+constexpr double kWorthLayersApart = 1.4;
 // Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds (what it
 // costs grows faster than the matrix, what it saves a row does not), and of any. As it lies: of one that is at most so
 // many times as large, and of a larger one.
@@ -115,6 +117,21 @@ Packing recurrent_packing(const Shape& shape, const Steps& steps, Pass pass, boo
   return result == Packing::kPacked && steps.N == 1 ? Packing::kInPlace : result;
 }
 
+// Whether so many scans, each alone on a thread, take less than one after the other.
+bool worth_apart(const Shape& shape, const Steps& steps, int64_t bytes, int64_t scans, const Machine& machine) {
+  const int64_t threads = machine.threads, used = std::min(scans, threads);
+  switch (reason_of(shape, steps, bytes, machine)) {
+    case Reason::kSmall:
+      return scans * work_of(shape, steps) >= kWorthTeam;
+    case Reason::kMeetings:
+      return used == threads || used > steps.N;
+    case Reason::kFew:
+      return used == threads && recurrent_weights(shape) * bytes <= kOwnWeights * machine.caches.own;
+    default:
+      return false;
+  }
+}
+
 const char* name_of(Reason reason) {
   switch (reason) {
     case Reason::kAlone:
@@ -167,18 +184,16 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
           recurrent_packing(shape, steps, pass, bfloat16, bytes, machine)};
 }
 
-bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
-  const int threads = machine.threads;
-  switch (reason_of(shape, steps, bytes, machine)) {
-    case Reason::kSmall:
-      return 2 * work_of(shape, steps) >= kWorthTeam;
-    case Reason::kMeetings:
-      return threads == 2 || steps.N == 1;
-    case Reason::kFew:
-      return threads == 2 && recurrent_weights(shape) * bytes <= kOwnWeights * machine.caches.own;
-    default:
-      return false;
-  }
+bool directions_apart(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
+  return worth_apart(shape, steps, bytes, 2, machine);
+}
+
+// A thread goes through the steps for each of its layers, and the last thread begins as many blocks later as there are
+// threads before it.
+bool layers_apart(const Shape& shape, const Steps& steps, int64_t bytes, int64_t layers, const Machine& machine) {
+  const int64_t used = std::min<int64_t>(layers, machine.threads), blocks = steps.blocks();
+  const int64_t most = (layers + used - 1) / used * blocks + used - 1;
+  return layers * blocks >= kWorthLayersApart * most && worth_apart(shape, steps, bytes, layers, machine);
 }
 
 std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps) {

@@ -40,9 +40,12 @@ struct Machine {
 // `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value.
 Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine);
 
-// Whether the two directions of a layer go side by side, each alone on a thread: where that leaves fewer threads without
-// work, or saves them from meeting at each step.
-bool side_by_side(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine);
+// Whether scans that need not wait for each other go side by side, each alone on a thread: where that leaves fewer threads
+// without work, or saves them from meeting at each step. The two directions of a layer:
+bool directions_apart(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine);
+
+// Or the layers of a stack, each a time block behind the one before it; `steps`: with the blocks that it would have then.
+bool layers_apart(const Shape& shape, const Steps& steps, int64_t bytes, int64_t layers, const Machine& machine);
 
 // One line, such as "2 threads by units (few): 0-31, 32-63; W_ih packed, W_hh in place; time blocks of 35 steps".
 std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps);

@@ -54,11 +54,11 @@ bool uses_bfloat16(const Params& params) {
   return params.operands == Operands::kBFloat16 && has_bfloat16<T>();
 }
 
-// `params`: of a scan in the direction of `pass`.
+// `params`: of a scan in the direction of `pass`. One that runs beside others has one thread.
 template <class T, class Params>
 Plan plan_of(const Params& params, Pass pass) {
   return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T),
-                   {available_threads(), caches()});
+                   {params.links ? 1 : available_threads(), caches()});
 }
 
 // Whether a team that shares units out meets between stage i and what follows it, where this begins with no product: who

@@ -45,16 +45,21 @@ RNNEXT_INLINE T dropout_scale(double p) {
   return p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
 }
 
-// Dropout of the outputs of a layer; number 0 is its own.
+// Dropout of the outputs of a layer, of elements first .. first + count; number 0 is its own.
 template <class T>
 void dropout(int64_t first, int64_t count, const T* src, T* dst, uint64_t seed, uint32_t layer, double p) {
   const uint32_t limit = threshold(p);
   const T scale = dropout_scale<T>(p);
-  for (int64_t base = 0; base < count; base += kWordsAtOnce) {
+  const int64_t end = first + count;
+  for (int64_t base = first / 4 * 4; base < end; base += kWordsAtOnce) {
     uint32_t words[kWordsAtOnce];
-    philox(first + base, seed, layer, 0, words);
-    const int64_t n = count - base < kWordsAtOnce ? count - base : kWordsAtOnce;
-    for (int64_t i = 0; i < n; ++i) dst[base + i] = words[i] >= limit ? src[base + i] * scale : T(0);
+    philox(base, seed, layer, 0, words);
+    const int64_t from = base < first ? first - base : 0;
+    const int64_t to = end - base < kWordsAtOnce ? end - base : kWordsAtOnce;
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t at = base + i - first;
+      dst[at] = words[i] >= limit ? src[at] * scale : T(0);
+    }
   }
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <sched.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -11,11 +10,10 @@
 #include <exception>
 #include <vector>
 
-#include "engine/params.h"
+#include "engine/handoff.h"
 
 namespace rnnext::cpu {
 
-// Spins briefly, then yields: on a busy machine the thread that is waited for may need this processor.
 class Barrier {
  public:
   // For `size` threads.
@@ -26,15 +24,7 @@ class Barrier {
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < 2000) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      } else {
-        sched_yield();
-      }
-    }
+    wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
   }
 
  private:
@@ -85,11 +75,12 @@ void run_team(int threads, Work work) {
   work(Team{0, 1, nullptr});
 }
 
-// Calls work(i) for i below n, at the same time where there are threads, each of which is then alone.
+// Calls work(i) for i below n, at the same time where there are threads, each of which is then alone. One that has several
+// does the first of them first, so that work(i) may wait for work(i - 1).
 template <class Work>
 void run_apart(int n, Work work) {
   std::vector<std::exception_ptr> errors(n);
-  run_team(n, [&](const Team& team) {
+  run_team(std::min(n, available_threads()), [&](const Team& team) {
     team.each(n, [&](int64_t i) {
       try {
         work(i);

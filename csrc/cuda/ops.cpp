@@ -21,28 +21,27 @@ struct Backend {
   static const CellShape& cell_named(std::string_view name) { return cuda::cell_named<float>(name).shape; }
 
   template <class T>
-  static void scan_forward(const std::vector<ScanForward<T>>& scans) {
+  static void scan_forward(const std::vector<ScanForward<T>>& scans, bool) {
     for (const auto& scan : scans) {
       if (scan.steps.total() > 0) cuda::scan_forward(scan);
     }
   }
 
   template <class T>
-  static void scan_backward(const std::vector<ScanBackward<T>>& scans) {
+  static void scan_backward(const std::vector<ScanBackward<T>>& scans, bool) {
     for (const auto& scan : scans) {
       if (scan.steps.total() > 0) cuda::scan_backward(scan);
     }
   }
 
-  static bool side_by_side(const Shape&, const Steps&, int64_t) { return false; }
+  static bool directions_apart(const Shape&, const Steps&, int64_t) { return false; }
+  static bool layers_apart(const Shape&, const Steps&, int64_t, int64_t) { return false; }
 
   static Tensor empty(at::IntArrayRef sizes, const Tensor& like) { return at::empty(sizes, like.options()); }
 
-  static void dropout(const Tensor& src, const Tensor& dst, int64_t seed, int64_t layer, double p) {
-    AT_DISPATCH_FLOATING_TYPES(src.scalar_type(), "rnnext::dropout", [&] {
-      cuda::dropout<scalar_t>(0, src.numel(), src.const_data_ptr<scalar_t>(), dst.data_ptr<scalar_t>(), seed,
-                              static_cast<uint32_t>(layer), p, current_stream());
-    });
+  template <class T>
+  static void dropout(int64_t first, int64_t count, const T* src, T* dst, int64_t seed, int64_t layer, double p) {
+    cuda::dropout<T>(first, count, src, dst, seed, static_cast<uint32_t>(layer), p, current_stream());
   }
 };
 

@@ -172,6 +172,8 @@ struct NoiseSource {
 // What the operands of a product of float32 may be rounded to, where the device has such products. Sums stay in float32.
 enum class Operands : int8_t { kAsGiven, kBFloat16, kHalf };
 
+struct Links;  // to the scans that run at the same time: engine/handoff.h
+
 template <class T>
 struct ScanForward {
   Shape shape;
@@ -192,6 +194,7 @@ struct ScanForward {
       bfloat16_w[kStreams];  // those kept in bfloat16, which are null in w; for backends that read it
   Rows<T> batch_sums;        // [T, batch_sums.columns], written; or read alone, where `given_sums`
   bool given_sums;
+  const Links* links = nullptr;  // or null: it is alone
 };
 
 template <class T>
@@ -218,6 +221,7 @@ struct ScanBackward {
   Matrices<BFloat16> bfloat16_dw[kStreams];  // in place of those in dw; each of their values is written once
   Rows<const T> batch_sums;
   bool given_sums;
+  const Links* links = nullptr;
 };
 
 }  // namespace rnnext

@@ -18,10 +18,11 @@ struct PlannedScan {
   Shape shape;
   Steps steps;
   std::vector<int64_t> offsets{0};
+  const int64_t block_rows;
 
   PlannedScan(const CellShape& cell, int64_t T, int64_t N, int64_t C, at::IntArrayRef sizes, int64_t heads,
               const optional<Tensor>& batch_sizes, int64_t block_rows)
-      : shape(shape_of(cell, checked("C", C), sizes)) {
+      : shape(shape_of(cell, checked("C", C), sizes)), block_rows(block_rows) {
     checked("T", T), checked("N", N);
     const int64_t h = shape.state_width(0);
     TORCH_CHECK(heads == 1 || (heads > 0 && h == shape.H() && h % heads == 0), "rnnext: heads is ", heads,
@@ -39,6 +40,13 @@ struct PlannedScan {
     steps = {T, N, batch_sizes ? offsets.data() : nullptr, false, block_steps(block_rows, T, N)};
   }
   PlannedScan(const PlannedScan&) = delete;
+
+  // The steps where layers go side by side.
+  Steps linked() const {
+    Steps result = steps;
+    result.block = block_steps(linked_block_rows(block_rows, steps.total()), steps.T, steps.N);
+    return result;
+  }
 
  private:
   static constexpr int64_t kMost = std::numeric_limits<int32_t>::max();

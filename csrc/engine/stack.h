@@ -1,10 +1,11 @@
 // The whole stack: layers, directions, and dropout between layers, around the scans of a backend.
 //
-// A backend is a class with static functions: scan_forward(scans) and scan_backward(scans), of vectors of ScanForward<T> and
-// ScanBackward<T>, the directions of a layer, in this order or, where side_by_side(shape, steps, bytes of a value), at the
-// same time; dropout(src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and kBlockRows: at most so
-// many rows are in a time block, where sequences are few enough. One whose kReadsBFloat16 is true takes matrices of bfloat16
-// beside float32; for the others they are converted here.
+// A backend is a class with static functions: scan_forward(scans, apart) and scan_backward(scans, apart), of vectors of
+// ScanForward<T> and ScanBackward<T>, in this order or, if apart, at the same time: the directions of a layer where
+// directions_apart(shape, steps, bytes of a value), and layers, linked (engine/handoff.h), where layers_apart(shape, steps,
+// bytes, layers); dropout(first, count, src, dst, seed, layer, p), and empty(sizes, like), an uninitialised tensor; and
+// kBlockRows: at most so many rows are in a time block, where sequences are few enough. One whose kReadsBFloat16 is true
+// takes matrices of bfloat16 beside float32; for the others they are converted here.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -12,7 +13,7 @@
 #include <algorithm>
 
 #include "engine/check.h"
-#include "engine/params.h"
+#include "engine/handoff.h"
 
 namespace rnnext {
 
@@ -25,6 +26,14 @@ inline int64_t block_steps(int64_t block_rows, int64_t T, int64_t N, int64_t sam
   const int64_t most = std::clamp<int64_t>(rows / std::max<int64_t>(N, 1), 1, T);
   const int64_t blocks = (T + most - 1) / most;
   return (T + blocks - 1) / blocks;
+}
+
+// Of layers that go side by side, each waits for a block of the one before it: there are some blocks, but each has rows
+// enough for its products.
+constexpr int64_t kLinkedBlocks = 8, kLinkedRows = 24;
+
+inline int64_t linked_block_rows(int64_t block_rows, int64_t total) {
+  return std::clamp(total / kLinkedBlocks, kLinkedRows, block_rows);
 }
 
 template <class Backend>
@@ -56,6 +65,7 @@ class Stack {
       offsets_.push_back(0);
       for (int64_t t = 0; t < s_.T; ++t) offsets_.push_back(offsets_.back() + n[t]);
     }
+    layers_apart_ = whether_layers_apart();
   }
 
   // [y, h_n, ...], then if wanted the sequence of each state but h, of the last layer; then the sums over sequences of a
@@ -66,25 +76,28 @@ class Stack {
     for (int k = 0; k < cell_.all_states(); ++k) finals.push_back(x_.new_empty(state_shape(k)));
     for (int k : sequenced()) sequences.push_back(Backend::empty(sequence_form(k), x_));
     std::vector<Tensor> sums = first_sums();
-    for (int64_t l = 0; l < s_.L; ++l) {
-      const Tensor input = l == 0 ? x_ : dropped(outputs.back(), l - 1);
-      if (!training) outputs.clear();
-      outputs.push_back(Backend::empty({cell_.streams, s_.rows, s_.D * h_}, x_));
-      if (training) records.push_back(Backend::empty(record_shape(), x_));
-      AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
+    AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn", [&] {
+      Chain<ScanForward<scalar_t>> chain(layers_apart_ ? s_.L : 0);
+      for (int64_t l = 0; l < s_.L; ++l) {
+        const auto [input, fill] = l == 0 ? Dropped{x_} : dropped<scalar_t>(outputs.back(), l - 1, layers_apart_);
+        if (!training && !layers_apart_) outputs.clear();
+        outputs.push_back(Backend::empty({cell_.streams, s_.rows, s_.D * h_}, x_));
+        if (training) records.push_back(Backend::empty(record_shape(), x_));
         std::vector<ScanForward<scalar_t>> scans;
         for (int64_t d = 0; d < s_.D; ++d) {
           scans.push_back(forward_scan<scalar_t>(l, d, input, outputs.back(), training ? records.back() : Tensor(),
                                                  finals, l == s_.L - 1 ? sequences : std::vector<Tensor>()));
           scans.back().batch_sums = sums_of<scalar_t>(sums, l, d);
         }
-        Backend::scan_forward(scans);
-      });
-    }
+        layers_apart_ ? chain.add(scans[0], fill) : Backend::scan_forward(scans, directions_apart(input));
+      }
+      if (layers_apart_) Backend::scan_forward(chain.scans(), true);
+    });
     clear_padding(outputs.back());
     for (const Tensor& sequence : sequences) clear_padding(sequence.view({1, s_.rows, -1}));
     std::vector<Tensor> result{as_given(outputs.back())};
     outputs.pop_back();
+    if (!training) outputs.clear();
     for (auto* more : {&finals, &sequences, &sums, &records, &outputs})
       result.insert(result.end(), more->begin(), more->end());
     return result;
@@ -128,21 +141,23 @@ class Stack {
     for (size_t i = 1 + cell_.all_states(); i < grads.size(); ++i) {
       dsequences.push_back(grads[i].defined() ? grads[i].contiguous() : Tensor());
     }
-    Tensor dy = grads[0].defined() ? as_rows(grads[0]) : Tensor();
+    Dropped dy{grads[0].defined() ? as_rows(grads[0]) : Tensor()};
     Tensor dx;
-    for (int64_t l = s_.L - 1; l >= lowest; --l) {
-      const Tensor output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l];
-      const Tensor input = l == 0 ? x_ : dropped(saved[s_.L + l - 1], l - 1);
-      const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
-      dx = wants_dx ? Backend::empty(input.sizes(), input) : Tensor();
-      // Of directions that may go side by side, each has a gradient of x of its own.
-      const bool apart =
-          s_.D == 2 && wants_dx && Backend::side_by_side(shape(input.size(2)), steps(0, samples), x_.element_size());
-      const Tensor second = apart ? Backend::empty(input.sizes(), input) : dx;
-      AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
+    std::vector<Tensor> alive;
+    AT_DISPATCH_FLOATING_TYPES(x_.scalar_type(), "rnnext::rnn_backward", [&] {
+      const bool linked = layers_apart_ && !checkpoint_every_;
+      Chain<ScanBackward<scalar_t>> chain(linked ? s_.L - lowest : 0);
+      for (int64_t l = s_.L - 1; l >= lowest; --l) {
+        const Tensor output = l == s_.L - 1 ? as_rows(y) : saved[s_.L + l];
+        const Tensor input = l == 0 ? x_ : dropped<scalar_t>(saved[s_.L + l - 1], l - 1).values;
+        const bool wants_dx = l > lowest || (l == 0 && wanted[0]);
+        dx = wants_dx ? Backend::empty(input.sizes(), input) : Tensor();
+        // Of directions that may go side by side, each has a gradient of x of its own.
+        const bool apart = directions_apart(input);
+        const Tensor second = apart && wants_dx ? Backend::empty(input.sizes(), input) : dx;
         std::vector<ScanBackward<scalar_t>> scans;
         for (int64_t d = 0; d < s_.D; ++d) {
-          scans.push_back(backward_scan<scalar_t>(l, d, input, output, dy, d == 0 ? dx : second, dstates,
+          scans.push_back(backward_scan<scalar_t>(l, d, input, output, dy.values, d == 0 ? dx : second, dstates,
                                                   l == s_.L - 1 ? dsequences : std::vector<Tensor>(), dweights,
                                                   samples));
           scans.back().accumulate_dx = d > 0 && !apart;
@@ -156,11 +171,17 @@ class Stack {
             scans.back().record = rows_of<scalar_t>(saved[l], d);
           }
         }
-        if (!checkpoint_every_) Backend::scan_backward(scans);
-      });
-      if (apart) dx.narrow(1, 0, s_.used).add_(second.narrow(1, 0, s_.used));
-      if (l > lowest) dy = dropped(dx, l - 1);
-    }
+        if (linked) {
+          chain.add(scans[0], dy.fill);
+          alive.insert(alive.end(), {input, dy.values, dx});
+        } else if (!checkpoint_every_) {
+          Backend::scan_backward(scans, apart);
+        }
+        if (apart && wants_dx) dx.narrow(1, 0, s_.used).add_(second.narrow(1, 0, s_.used));
+        if (l > lowest) dy = dropped<scalar_t>(dx, l - 1, linked);
+      }
+      if (linked) Backend::scan_backward(chain.scans(), true);
+    });
 
     std::vector<Tensor> result;
     if (wanted[0]) {
@@ -223,7 +244,18 @@ class Stack {
 
   Steps steps(int64_t direction, int64_t samples = 0) const {
     return {s_.T, s_.N, s_.packed ? offsets_.data() : nullptr, direction == 1,
-            block_steps(Backend::kBlockRows, s_.T, s_.N, samples)};
+            block_steps(layers_apart_ ? linked_block_rows(Backend::kBlockRows, s_.used) : Backend::kBlockRows, s_.T,
+                        s_.N, samples)};
+  }
+
+  bool directions_apart(const Tensor& input) const {
+    return s_.D == 2 && Backend::directions_apart(shape(input.size(2)), steps(0), x_.element_size());
+  }
+  // Where there are checkpoints, too, so that blocks, and with them the bits of sums over their rows, are the same.
+  bool whether_layers_apart() const {
+    Steps linked = steps(0);
+    linked.block = block_steps(linked_block_rows(Backend::kBlockRows, s_.used), s_.T, s_.N);
+    return s_.L > 1 && s_.D == 1 && Backend::layers_apart(shape(h_), linked, x_.element_size(), s_.L);
   }
 
   Shape shape(int64_t inputs) const {
@@ -303,16 +335,27 @@ class Stack {
     if (s_.used < s_.rows) values.narrow(1, s_.used, s_.rows - s_.used).zero_();
   }
 
-  // Dropout after layer l: of its outputs, and of the gradients that come back to them. The mask is made anew each time,
-  // the same for values and their tangents.
-  Tensor dropped(const Tensor& values, int64_t l) const {
-    if (dropout_ == 0) return values;
-    Tensor result = Backend::empty(values.sizes(), values);
-    for (int stream = 0; stream < cell_.streams; ++stream) {
-      Backend::dropout(values[stream].narrow(0, 0, s_.used), result[stream].narrow(0, 0, s_.used), noise_.seed, l,
-                       dropout_);
-    }
-    return result;
+  // Values after dropout, and what fills some rows of them: nothing, where there is no dropout.
+  struct Dropped {
+    Tensor values;
+    std::function<void(Range rows)> fill;
+  };
+
+  // Dropout after layer l: of its outputs, and of the gradients that come back to them; to be filled now or `later`. The
+  // mask is made anew each time, the same for values and their tangents.
+  template <class T>
+  Dropped dropped(const Tensor& values, int64_t l, bool later = false) const {
+    if (dropout_ == 0) return {values};
+    const Tensor result = Backend::empty(values.sizes(), values);
+    const auto fill = [this, values, result, l](Range rows) {
+      const int64_t columns = values.size(2);
+      for (int stream = 0; stream < cell_.streams; ++stream) {
+        Backend::dropout(rows.begin * columns, rows.size() * columns, rows_of<T>(values, stream)[rows.begin],
+                         rows_of<T>(result, stream)[rows.begin], noise_.seed, l, dropout_);
+      }
+    };
+    if (!later) fill({0, s_.used});
+    return {result, fill};
   }
 
   // Whether the gradients of matrices kept in bfloat16 are: where nothing is added to what was written.
@@ -478,11 +521,11 @@ class Stack {
       again.steps.scanned = steps.scanned;
       again.record = rows_of<T>(record, 0).from(-first);
       for (int stream = 0; stream < cell_.streams; ++stream) again.y[stream] = rows_of<T>(y, stream).from(-first);
-      Backend::scan_forward(std::vector{again});
+      Backend::scan_forward(std::vector{again}, false);
       ScanBackward<T> part = p;
       part.steps = steps;
       part.record = again.record;
-      Backend::scan_backward(std::vector{part});
+      Backend::scan_backward(std::vector{part}, false);
       p.accumulate_dw = true;
     }
   }
@@ -501,6 +544,7 @@ class Stack {
   const Tensor given_noise_;  // [L * D, rows, columns], or undefined
   const NoiseSource noise_;
   const bool sequences_;
+  bool layers_apart_ = false;
   std::vector<Tensor> h0_, weights_;
   std::vector<at::ScalarType> dtypes_;  // of the weights as given
   std::vector<int64_t> offsets_;
