@@ -18,8 +18,8 @@ IN_PLACE = "W_ih in place, W_hh in place"
 CACHES = (1 << 20, 32 << 20)
 
 # cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
-# The edges: 300,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences a thread,
-# and 4 where W_hh is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread
+# The edges: 300,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences for two
+# threads, 3 a thread where W_hh is larger than 512 KiB, 4 where it is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread
 # for a meeting; rows that repay packing.
 TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (1, 1, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
@@ -30,17 +30,27 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         f"2 threads by rows (many): 0-249, 250-499; {PACKED}; time blocks of 1 step",
     ),
     ("LSTM", (1, 1, 64, 64), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
-    # Sequences: 3 a thread are enough,
-    ("LSTM", (80, 6, 128, 128), 2): (
+    # Sequences: 3 for two threads are enough,
+    ("LSTM", (200, 3, 128, 128), 2): (
+        f"2 threads by rows (many): 0-1, 2-2; {PACKED}; time blocks of 200 steps",
+    ),
+    ("LSTM", (200, 2, 128, 128), 2): (
+        f"2 threads by units (few): 0-63, 64-127; {PACKED}; time blocks of 200 steps",
+    ),
+    ("LSTM", (200, 4, 128, 128), 3): (
+        f"3 threads by units (few): 0-31, 32-79, 80-127; {PACKED}; time blocks of 100 steps",
+    ),
+    # but 3 a thread for weights of more than 512 KiB: 4 * 182^2 * 4 bytes are above it, 181^2 below;
+    ("LSTM", (200, 3, 181, 181), 2): (
+        f"2 threads by rows (many): 0-1, 2-2; {PACKED}; time blocks of 200 steps",
+    ),
+    ("LSTM", (80, 5, 182, 182), 2): (
+        f"2 threads by units (few): 0-95, 96-181; {PACKED}; time blocks of 80 steps",
+    ),
+    ("LSTM", (80, 6, 182, 182), 2): (
         f"2 threads by rows (many): 0-2, 3-5; {PACKED}; time blocks of 80 steps",
     ),
-    ("LSTM", (80, 5, 128, 128), 2): (
-        f"2 threads by units (few): 0-63, 64-127; {PACKED}; time blocks of 80 steps",
-    ),
-    ("LSTM", (60, 8, 128, 128), 3): (
-        f"3 threads by units (few): 0-31, 32-79, 80-127; {PACKED}; time blocks of 60 steps",
-    ),
-    # but 4 for weights of more than 2 MiB: 4 * 363^2 * 4 bytes are above it, 362^2 below.
+    # and 4 for weights of more than 2 MiB: 4 * 363^2 * 4 bytes are above it, 362^2 below.
     ("LSTM", (60, 7, 362, 362), 2): (
         f"2 threads by rows (many): 0-3, 4-6; {PACKED}; time blocks of 60 steps",
     ),
@@ -58,11 +68,11 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         f"2 threads by units (large): 0-447, 448-886; {PACKED}; time blocks of 35 steps",
     ),
     # A meeting: 32 units a thread; 4 * 100 * 100 * 1 = 40,000 for two threads.
-    ("LSTM", (100, 5, 63, 63), 2): (
-        f"2 threads by rows (meetings): 0-2, 3-4; {PACKED}; time blocks of 100 steps",
+    ("LSTM", (100, 4, 95, 95), 3): (
+        f"3 threads by rows (meetings): 0-1, 2-2, 3-3; {PACKED}; time blocks of 100 steps",
     ),
-    ("LSTM", (100, 5, 64, 64), 2): (
-        f"2 threads by units (few): 0-31, 32-63; {PACKED}; time blocks of 100 steps",
+    ("LSTM", (100, 4, 96, 96), 3): (
+        f"3 threads by units (few): 0-31, 32-63, 64-95; {PACKED}; time blocks of 100 steps",
     ),
     ("LSTM", (400, 1, 99, 99), 2): (
         "2 threads by rows (meetings): 0-0, none; W_ih packed, W_hh in place; "

@@ -5,9 +5,9 @@
 namespace rnnext::cpu {
 namespace {
 
-// With fewer sequences a thread than this, a product is bound by reading the weights; and where these take at most so
-// many times what the cache of a processor's own holds.
-constexpr int64_t kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2;
+// With fewer sequences a thread than this, a product is bound by reading the weights; where these take at most so many
+// times what the cache of a processor's own holds; and where they stay there.
+constexpr double kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2, kFewRowsOfOwn = 1.5;
 // Sequences of a thread's own at which products of a whole block lose nothing by going from step to step. (Of packed
 // ones there are fewer and fewer.)
 constexpr int64_t kOwnRows = 8;
@@ -78,9 +78,9 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, const Ma
   const int threads = machine.threads;
   if (threads == 1) return Reason::kAlone;
   if (work_of(shape, steps) < kWorthTeam) return Reason::kSmall;
-  const double weights = recurrent_weights(shape);
-  const bool small = weights * bytes <= static_cast<double>(kSmallWeights * machine.caches.own);
-  const bool few = steps.N < (small ? kFewRowsOfSmall : kFewRows) * threads;
+  const double weights = recurrent_weights(shape), share = weights * bytes / machine.caches.own;
+  const double few_rows = share <= kOwnWeights ? kFewRowsOfOwn : share <= kSmallWeights ? kFewRowsOfSmall : kFewRows;
+  const bool few = steps.N < few_rows * threads;
   const bool large = weights * bytes > kLargeWeights * machine.caches.largest;
   const bool mixed = shape.cell->mixes_sequences();
   if (!few && !large && !mixed) return Reason::kMany;
@@ -126,7 +126,9 @@ bool worth_apart(const Shape& shape, const Steps& steps, int64_t bytes, int64_t 
     case Reason::kMeetings:
       return used == threads || used > steps.N;
     case Reason::kFew:
-      return used == threads && recurrent_weights(shape) * bytes <= kOwnWeights * machine.caches.own;
+    case Reason::kMany:
+      return used == threads && steps.N < kFewRowsOfSmall * threads &&
+             recurrent_weights(shape) * bytes <= kOwnWeights * machine.caches.own;
     default:
       return false;
   }
