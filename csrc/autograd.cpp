@@ -75,18 +75,21 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-std::vector<Tensor> call_forward(const char* name, const Options& o, const Tensor& x, at::TensorList h0,
+std::vector<Tensor> call_forward(bool training, const Options& o, const Tensor& x, at::TensorList h0,
                                  at::TensorList weights) {
-  return find_op<Forward>(name).call(o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional,
-                                     o.dropout, o.sizes, o.operand_dtype, o.checkpoint_every);
+  // Looked up once: that takes a good part of a small step.
+  static const auto rnn = find_op<Forward>("rnnext::rnn"), rnn_train = find_op<Forward>("rnnext::rnn_train");
+  return (training ? rnn_train : rnn)
+      .call(o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional, o.dropout, o.sizes,
+            o.operand_dtype, o.checkpoint_every);
 }
 
 std::vector<Tensor> call_backward(const Options& o, const c10::List<optional<Tensor>>& grads, const Tensor& y,
                                   at::TensorList saved, const Tensor& x, at::TensorList h0, at::TensorList weights,
                                   const c10::List<bool>& wanted, int64_t samples = 0) {
-  return find_op<Backward>("rnnext::rnn_backward")
-      .call(grads, y, saved, o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers, o.bidirectional, o.dropout,
-            o.sizes, wanted, samples, o.operand_dtype, o.checkpoint_every);
+  static const auto rnn_backward = find_op<Backward>("rnnext::rnn_backward");
+  return rnn_backward.call(grads, y, saved, o.cell, x, h0, weights, o.batch_sizes, o.seed, o.num_layers,
+                           o.bidirectional, o.dropout, o.sizes, wanted, samples, o.operand_dtype, o.checkpoint_every);
 }
 
 bool any_requires_grad(at::TensorList tensors) {
@@ -97,7 +100,7 @@ struct Rnn : torch::autograd::Function<Rnn> {
   static variable_list forward(AutogradContext* context, const Options& o, const Tensor& x, at::TensorList h0,
                                at::TensorList weights) {
     at::AutoDispatchBelowADInplaceOrView below;
-    variable_list result = call_forward("rnnext::rnn_train", o, x, h0, weights);
+    variable_list result = call_forward(true, o, x, h0, weights);
     // y and the final states come first; there is one record a layer, and y of each layer but the last.
     const size_t outputs = result.size() - 2 * o.num_layers + 1;
     // Sums over sequences are the last output, and saved as well.
@@ -149,7 +152,7 @@ std::vector<Tensor> rnn(std::string_view cell, const Tensor& x, at::TensorList h
     return Rnn::apply(o, x, h0, weights);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_forward("rnnext::rnn", o, x, h0, weights);
+  return call_forward(false, o, x, h0, weights);
 }
 
 // Here instead of in Python, where each change of form, and each list, costs a good part of a small step.
@@ -163,7 +166,7 @@ std::vector<Tensor> rnn_step(std::string_view cell, const Tensor& x, at::TensorL
     if (bias->has_value()) weights.push_back(**bias);
   }
   const Options o{.cell = std::string(cell)};
-  std::vector<Tensor> result = call_forward("rnnext::rnn", o, with_time(x), initial, weights);
+  std::vector<Tensor> result = call_forward(false, o, with_time(x), initial, weights);
   result.erase(result.begin());  // y, which is h
   for (Tensor& state : result) state = batched ? state.squeeze(0) : state.squeeze(0).squeeze(0);
   return result;

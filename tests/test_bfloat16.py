@@ -16,7 +16,9 @@ SOME = ("MinimalGated", "SLSTM", "RMSNormGRU", "IndRNN")
 # Where a sum is near 0, rounding decides on which side of a kink it is.
 KINKED = ("RNN_RELU", "IndRNN", "SLSTM")
 CASES = (
-    Case(T=5, N=3, C=4, H=17, L=2, D=2),  # an odd H: W_hh stays in float32
+    # An odd H: W_hh stays in float32 where a part of it would begin at an odd row.
+    Case(T=5, N=3, C=4, H=17, L=2, D=2),
+    Case(T=23, N=5, C=9, H=33, lengths=(23, 23, 9, 9, 2)),
     Case(T=40, N=1, C=7, H=64),
     Case(T=12, N=20, C=33, H=130, L=2),
     Case(T=70, N=20, C=65, H=48, D=2, lengths=(*[70] * 3, *[20] * 10, *[3] * 7), h0=False),

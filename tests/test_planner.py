@@ -1,6 +1,7 @@
 """What the planner picks: a table that pins its decisions, and what it says when it cannot."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ CACHES = (1 << 20, 32 << 20)
 
 # cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
 # The edges: 300,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences for two
-# threads, 3 a thread where W_hh is larger than 512 KiB, 4 where it is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000 multiply-adds a thread
-# for a meeting; rows that repay packing.
+# threads, 3 a thread where W_hh is larger than 512 KiB, 4 where it is larger than 2 MiB; 12 MiB
+# of W_hh; 32 units and 20,000 multiply-adds a thread for a meeting; rows that repay packing.
 TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (1, 1, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
     ("LSTM", (35, 20, 200, 200), 1): (f"1 thread (alone); {PACKED}; time blocks of 35 steps",),
@@ -40,7 +41,7 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (200, 4, 128, 128), 3): (
         f"3 threads by units (few): 0-31, 32-79, 80-127; {PACKED}; time blocks of 100 steps",
     ),
-    # but 3 a thread for weights of more than 512 KiB: 4 * 182^2 * 4 bytes are above it, 181^2 below;
+    # but 3 a thread for weights of more than 512 KiB: 4 * 182^2 * 4 bytes are above, 181^2 below;
     ("LSTM", (200, 3, 181, 181), 2): (
         f"2 threads by rows (many): 0-1, 2-2; {PACKED}; time blocks of 200 steps",
     ),
@@ -276,16 +277,25 @@ def test_lengths_of_one_are_like_padded_ones_for_any_threads() -> None:
 
 def test_bfloat16() -> None:
     x = torch.randn(20, 8, 64)
-    layers = [rnnext.LSTM(64, 64, dtype=torch.bfloat16), rnnext.LSTM(64, 63, dtype=torch.bfloat16)]
-    even, odd = (plan(layer, 20, 8, threads=1) for layer in layers)
+    half: Any = {"dtype": torch.bfloat16}
+    sizes = dict.fromkeys(ZOO["Everything"]._default.sizes, 5)
+    layers = (
+        rnnext.LSTM(64, 64, **half),
+        rnnext.GRU(64, 63, **half),
+        ZOO["Everything"](64, 63, **half, **sizes),
+    )
+    even, odd, apart = (plan(layer, 20, 8, threads=1) for layer in layers)
     with torch.autocast("cpu", torch.bfloat16):
         assert plan(rnnext.LSTM(64, 64), 20, 8, threads=1) == even
     layers[0](x.bfloat16())
     if "bfloat16" not in even:
         assert PACKED in even  # the processor does not multiply bfloat16
         return
-    assert "W_ih packed in bfloat16, W_hh packed in bfloat16" in even
-    assert "W_ih packed in bfloat16, W_hh packed;" in odd  # gates must begin at an even row
+    assert even.count("W_ih packed in bfloat16, W_hh packed in bfloat16") == 2
+    assert odd == even
+    # In the backward, the gates that are apart would begin at row 63 of W_hh.
+    assert "W_ih packed in bfloat16, W_hh packed in bfloat16" in apart.splitlines()[0]
+    assert "W_ih packed in bfloat16, W_hh packed, " in apart.splitlines()[1]
     for rows, forward, backward in ((15, 0, 0), (16, 1, 0), (23, 1, 0), (24, 1, 1)):
         text = torch.ops.rnnext.plan(
             *("LSTM", rows, 1, 64, [64]),

@@ -107,11 +107,18 @@ Packing packing(const Steps& steps, Pass pass, double weights, int64_t at_once, 
   return rows < worth ? Packing::kInPlace : Packing::kPacked;
 }
 
-// The blocks and gates of W_hh are multiplied by themselves: in bfloat16 they must begin at an even row. One row at a
-// step is bound by reading the weights, packed or not.
+// Whether all parts of W_hh that are multiplied by themselves begin at an even row, as they must in bfloat16: its blocks, and
+// in the backward the gates that have a recurrent part apart.
+bool parts_at_even_rows(const Shape& shape, Pass pass) {
+  const CellShape& cell = *shape.cell;
+  if (shape.heads > 1) return shape.H() / shape.heads % 2 == 0 && shape.head_width() % 2 == 0;
+  return pass == Pass::kForward || cell.summed == cell.recurrent_gates() || cell.summed * shape.H() % 2 == 0;
+}
+
+// One row at a step is bound by reading the weights, packed or not.
 Packing recurrent_packing(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes,
                           const Machine& machine) {
-  const bool halves = shape.H() / shape.heads % 2 == 0 && shape.head_width() % 2 == 0;
+  const bool halves = parts_at_even_rows(shape, pass);
   const double weights = recurrent_weights(shape) / shape.heads;
   const Packing result = packing(steps, pass, weights, steps.N, bfloat16 && halves, bytes, machine);
   return result == Packing::kPacked && steps.N == 1 ? Packing::kInPlace : result;
