@@ -255,9 +255,11 @@ class Backward {
     const int64_t row = p_.steps.first(t) + sequences.begin - first_row_;
     for (const StepProduct<T>& product : s_.products) {
       if (product.before != stage || !product.depths.size()) continue;
-      const Rows<const T> gradient{s_.gradients, s_.gradient_layout.columns};
-      product.matrix->multiply(sequences.size(), gradient.from(row, product.gradient), product.depths,
-                               product.target.from(sequences.begin), product.accumulate, part, part + 1);
+      const Rows<const T> gradient =
+          Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(row, product.gradient);
+      if (s_.partition.by_units) fetch(gradient, sequences.size(), product.depths.size());
+      product.matrix->multiply(sequences.size(), gradient, product.depths, product.target.from(sequences.begin),
+                               product.accumulate, part, part + 1);
     }
   }
 

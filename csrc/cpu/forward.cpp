@@ -233,6 +233,7 @@ class Forward {
     for (const StepProduct<T>& product : s_.products) {
       if (product.before != stage) continue;
       const RightMatrix<T>& matrix = *product.matrix;
+      if (s_.partition.by_units) fetch(product.operand.from(sequences.begin), sequences.size(), matrix.depth());
       for (int64_t piece = part; piece < matrix.pieces(); piece += s_.partition.parts) {
         matrix.multiply(sequences.size(), product.operand.from(sequences.begin), {0, matrix.depth()},
                         product.target.from(sequences.begin), product.accumulate, piece, piece + 1);

@@ -61,6 +61,17 @@ Plan plan_of(const Params& params, Pass pass) {
                    {params.links ? 1 : available_threads(), caches()});
 }
 
+// Rows that other threads wrote before the last meeting: asked for together they come together, where a product would wait
+// for a few lines at a time.
+template <class T>
+void fetch(Rows<T> values, int64_t rows, int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(T), most = (int64_t{32} << 10) / sizeof(T);
+  if (rows * columns > most) return;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; j += line) __builtin_prefetch(values[i] + j);
+  }
+}
+
 // Whether a team that shares units out meets between stage i and what follows it, where this begins with no product: who
 // takes some units of one stage takes them of the next.
 inline bool meets_after(const Stage* stages, int i, int count) {

@@ -14,22 +14,26 @@
 
 namespace rnnext::cpu {
 
+// Each thread says in a cache line of its own how often it came, and reads the lines of the others: no line is written by
+// two, so that a meeting of two takes one way from processor to processor.
 class Barrier {
  public:
-  // For `size` threads.
-  void wait(int size) {
-    const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
+  explicit Barrier(int size) : lines_(size) {}
+
+  void wait(int rank, int size) {
+    std::atomic<int64_t>& mine = lines_[rank].arrivals;
+    const int64_t round = mine.load(std::memory_order_relaxed) + 1;
+    mine.store(round, std::memory_order_release);
+    for (int i = 0; i < size; ++i) {
+      wait_until([&] { return lines_[i].arrivals.load(std::memory_order_acquire) >= round; });
     }
-    wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
   }
 
  private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};
+  struct alignas(64) Line {
+    std::atomic<int64_t> arrivals{0};
+  };
+  std::vector<Line> lines_;
 };
 
 struct Team {
@@ -37,7 +41,7 @@ struct Team {
   Barrier* barrier;
 
   void sync() const {
-    if (size > 1) barrier->wait(size);
+    if (size > 1) barrier->wait(rank, size);
   }
 
   // This thread's share of n items, cut at multiples of `grain`.
@@ -62,7 +66,7 @@ template <class Work>
 void run_team(int threads, Work work) {
 #ifdef _OPENMP
   if (threads > 1 && !at::in_parallel_region()) {
-    Barrier barrier;
+    Barrier barrier(threads);
 #pragma omp parallel num_threads(threads)
     {
       const Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
