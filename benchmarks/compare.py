@@ -6,7 +6,7 @@
     python benchmarks/compare.py --show benchmarks/results/cpu.json
     python benchmarks/compare.py --report benchmarks/results/cpu.json
 
-All are run in turn in one process, A B C A B C ..., and a ratio is that of the medians. Beside it
+All are run in turn in one process, A B C C B A ..., and a ratio is that of the medians. Beside it
 stand the errors against float64, and the floor: what the processor takes at least, as probes
 measure it in the same run. Absolute times depend on the machine and on what else it is doing;
 ratios hold better. What is wrong is not timed: it is listed, and the exit status is 1.

@@ -1,4 +1,4 @@
-"""Steps timed in turn in one process, A B A B ..., so that other work on the machine hits all."""
+"""Steps timed in turn in one process, A B B A ..., so that other work on the machine hits all."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each run of each step: for so many seconds, but at least so many rounds.
 
+    Every other round goes backwards: each step finds the caches, and the threads, awake or asleep,
+    as the one before it left them, and none comes after the same one always.
+
     Guests are much slower than the others: after 3 rounds they sit out while they have had more
     than their share of the time, so that the others keep theirs.
     """
@@ -34,8 +37,10 @@ def in_turn(
         clock(step)
     begin = time.perf_counter()
     hosts = [times[name] for name in steps if name not in guests]
+    order = list(steps.items())
     while time.perf_counter() < begin + seconds or min(map(len, hosts)) < rounds:
-        for name, step in steps.items():
+        order.reverse()
+        for name, step in order:
             start = time.perf_counter()
             spent = sum(times[name])
             if name in guests and len(times[name]) >= 3 and spent > (start - begin) / len(steps):
