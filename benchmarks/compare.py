@@ -49,6 +49,8 @@ def measure(
     if shape.packed:
         padded = dataclasses.replace(shape, packed=False)
         steps["padded"] = Problem(cell, padded, problem.dtype).step(mode, "rnnext")
+    if dtype != "float32":
+        steps["float32"] = Problem(cell, shape).step(mode, "rnnext")
     before = probes.apart(machine.threads)
     times = in_turn(steps, seconds, rounds, guests=loop)
     apart = before, probes.apart(machine.threads)

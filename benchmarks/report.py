@@ -137,20 +137,15 @@ def _group(result: dict[str, Any], kind: str, rows: list[Row]) -> list[str]:
     else:
         line += ["", ""]
 
-    ours = [(row["milliseconds"]["rnnext"], _beside(result, row)) for row in rows]
+    ours = [(row["milliseconds"]["rnnext"], _beside(row)) for row in rows]
     ratios = [other / mine for mine, other in ours if other is not None]
     line.append(judged(mean(ratios), aim and aim.beside, "{:.2f}") if ratios else "")
     return line
 
 
-def _beside(result: dict[str, Any], row: Row) -> float | None:
-    """Milliseconds of ours: packed, on the padded input; in bfloat16, in float32."""
-    if row["packed"]:
-        return row["milliseconds"]["padded"]
-    if row["dtype"] == "float32":
-        return None
-    same = {key: row[key] for key in ("cell", "mode", "threads", "shape")}
-    return next((r["milliseconds"]["rnnext"] for r in _rows(result, dtype="float32", **same)), None)
+def _beside(row: Row) -> float | None:
+    """Milliseconds of ours, timed in turn: packed, on the padded input; in bfloat16, in float32."""
+    return row["milliseconds"].get("padded" if row["packed"] else "float32")
 
 
 _HEAD = ["layer", "mode", "dtype", "threads", "shape", "torch.nn ms", "loop ms", "rnnext ms"]

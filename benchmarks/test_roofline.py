@@ -1,10 +1,11 @@
-"""The arithmetic of the floor by hand, and the report of a result."""
+"""The arithmetic of the floor by hand, the report of a result, and that of a profile."""
 
 import json
 from pathlib import Path
 
 import pytest
 import report
+import where
 from peers import Shape, shape_of
 from roofline import Machine, floor, products
 
@@ -95,7 +96,7 @@ def test_a_report_is_made_of_a_result(tmp_path: Path) -> None:
         "rows": [
             row("LSTM", plain, "float32", 2.0, loop=8.0),
             row("LSTM", packed, "float32", 8.0, padded=4.0),
-            row("LSTM", plain, "bfloat16", 1.0),
+            row("LSTM", plain, "bfloat16", 1.0, float32=2.0),
         ],
         "refused": ["GRU is wrong"],
     }
@@ -108,3 +109,25 @@ def test_a_report_is_made_of_a_result(tmp_path: Path) -> None:
     assert "2.00 (aim 1.70: met)" in text  # bfloat16 over float32
     assert "0.50 (aim 1.50: **not met**)" in text  # packed over padded
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_profile_of_perfs_report() -> None:
+    text = """# Samples: 8  of event 'cpu-clock:ppp'
+# Event count (approx.): 1500000000
+    50.00%  _ops.so       [.] rnnext::avx512::gemm_tile_of<rnnext::avx512::PlainProduct<float>, 6>
+    20.00%  _ops.so       [.] rnnext::avx512::backward<float, rnnext::LSTM, 0>
+    20.00%  libgomp.so.1  [.] 0x000000000001de62
+    10.00%  python3       [.] _PyEval_EvalFrameDefault
+"""
+    assert where.shares_of(text, seconds=2.0) == pytest.approx(
+        {
+            "products": 0.375,
+            "elementwise": 0.15,
+            "packing": 0,
+            "waiting": 0.15,
+            "other": 0.075,
+            "asleep": 0.25,
+        }
+    )
+    with pytest.raises(ValueError, match="counts nothing"):
+        where.shares_of("", seconds=2.0)
