@@ -79,9 +79,9 @@ class Stack : Call {
     return result;
   }
 
-  // Gradients of x, the initial states and the weights, in that order: those whose entry in `wanted` is true.
-  // `grads`: of y, of the final states and of the sequences, undefined where there is none. `kept`: what forward() gave for it. `samples`:
-  // 0, or how many samples have gradients of the weights of their own, [samples, ...]; row r of x is of sample
+  // Gradients of x, the initial states and the weights, in that order: those whose entry in `wanted` is true. `grads`: of
+  // y, of the final states and of the sequences, undefined where there is none. `kept`: what forward() gave for it.
+  // `samples`: 0, or how many samples have gradients of the weights of their own, [samples, ...]; row r of x is of sample
   // r % samples.
   std::vector<Tensor> backward(const std::vector<Tensor>& grads, const Tensor& y, at::TensorList kept,
                                const std::vector<bool>& wanted, int64_t samples) const {
