@@ -17,9 +17,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import probes
 import torch
 from machine import versions
 from peers import MODES, Problem, Shape, shape_of
-from roofline import GATES, products
+from roofline import BYTES, GATES, products
 
 SHAPES = ("35,20,200", "35,20,650", "35,64,256", "512,8,64", "100,1,512", "35,1,1024")
 # The first kind whose pattern a symbol holds.
@@ -42,16 +43,19 @@ LINE = re.compile(r"^\s*([\d.]+)%\s+(.*)$")
 WARM_UP = 1.0  # seconds
 
 
-def loop(cell: str, mode: str, shape: Shape, dtype: str, threads: int, seconds: float) -> None:
-    """Run one layer again and again; say when it is warm, and at last the seconds of a call."""
+def loop(
+    words: Connection, cell: str, mode: str, shape: Shape, dtype: str, threads: int, seconds: float
+) -> None:
+    """A process that runs one layer again and again; it says when it is warm, then how long a call
+    took in the mean."""
     torch.set_num_threads(threads)
     step = Problem(cell, shape, getattr(torch, dtype)).step(mode, "rnnext")
-    for end, word in ((WARM_UP, "warm"), (seconds, "")):
+    for length in (WARM_UP, seconds):
         calls, start = 0, time.perf_counter()
-        while time.perf_counter() < start + end:
+        while time.perf_counter() < start + length:
             step()
             calls += 1
-        print(word or (time.perf_counter() - start) / calls, flush=True)
+        words.send((time.perf_counter() - start) / calls)
 
 
 def shares_of(report: str, seconds: float) -> dict[str, float]:
@@ -72,33 +76,43 @@ def shares_of(report: str, seconds: float) -> dict[str, float]:
     return shares
 
 
-def profile(arguments: list[str], threads: int, seconds: float) -> tuple[float, dict[str, float]]:
-    """Seconds of a call of `loop(*arguments)`, and the share of the threads' time of each kind."""
-    command = [sys.executable, __file__, "--loop", *arguments, str(threads), str(seconds + 1)]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child,
-    ):
-        assert child.stdout is not None
-        child.stdout.readline()
-        record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "499", "-o", f"{folder}/data"]
-        attach = ["-p", str(child.pid), "--", "sleep", str(seconds)]
-        subprocess.run([*record, *attach], check=True, stderr=subprocess.DEVNULL)
-        call = float(child.stdout.readline())
-        report = ["perf", "report", "-i", f"{folder}/data", "--stdio", "-F", "overhead,dso,sym"]
-        found = subprocess.run([*report, "-g", "none"], capture_output=True, text=True, check=True)
-    return call, shares_of(found.stdout, seconds * threads)
+def perf(*arguments: str) -> str:
+    """What it prints.
+
+    Raises:
+        RuntimeError: what it says is wrong.
+    """
+    done = subprocess.run(["perf", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"perf {arguments[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def profile(threads: int, seconds: float, *layer: Any) -> tuple[float, dict[str, float]]:
+    """Seconds of a call of a layer (cell, mode, shape, dtype), and of each kind the share of the
+    threads' time."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=loop, args=(theirs, *layer, threads, seconds + 1), daemon=True)
+    child.start()
+    theirs.close()  # so that the end of a child that failed is seen
+    ours.recv()
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/data"
+        what = ("-q", "-e", "cpu-clock", "-F", "499", "-o", file, "-p", str(child.pid))
+        perf("record", *what, "--", "sleep", str(seconds))
+        call = ours.recv()
+        report = perf("report", "-i", file, "--stdio", "-F", "overhead,dso,sym", "-g", "none")
+    child.join()
+    return call, shares_of(report, seconds * threads)
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--loop"]:
-        cell, mode, shape, dtype, threads, seconds = sys.argv[2:]
-        return loop(cell, mode, shape_of(shape), dtype, int(threads), float(seconds))
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, help="write the result file here")
     parser.add_argument("--cells", nargs="+", choices=tuple(GATES), default=["LSTM"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["training"])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", default=list(BYTES), choices=BYTES)
     parser.add_argument(
         "--shapes", nargs="+", type=shape_of, default=[shape_of(text) for text in SHAPES]
     )
@@ -113,9 +127,7 @@ def main() -> None:
     for cell, mode, dtype, shape in itertools.product(
         options.cells, options.modes, options.dtypes, options.shapes
     ):
-        sizes = ",".join(map(str, (shape.T, shape.N, shape.H)))
-        sizes += f",L{shape.L},D{shape.D}" + ",packed" * shape.packed
-        call, shares = profile([cell, mode, sizes, dtype], options.threads, options.seconds)
+        call, shares = profile(options.threads, options.seconds, cell, mode, shape, dtype)
         reached = products(GATES[cell], mode, shape) / (call * shares["products"])
         row = {"cell": cell, "mode": mode, "dtype": dtype, "shape": str(shape)}
         rows.append(

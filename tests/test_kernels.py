@@ -145,6 +145,34 @@ def test_side_by_side(
         assert torch.equal(kept[name], first[name]), name
 
 
+def test_a_layer_that_fails_leaves_no_other_waiting() -> None:
+    """Out of memory for the weights of the lowest layer, whose rows the next one waits for."""
+    result = run_python(
+        """
+import resource, torch, rnnext
+torch.set_num_threads(2)
+T, C = 2000, 25_000
+layer = rnnext.LSTM(C, 63, 2)
+assert "layers side by side" in rnnext.plan(layer, T, 1)
+assert "W_ih packed" in rnnext.plan(layer, T, 1).splitlines()[0]  # 25 MB
+x = torch.zeros(T, 1, C)
+with torch.no_grad():
+    rnnext.LSTM(8, 63, 2)(x[..., :8])  # threads and their memory are there
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (12 << 20), before[1]))
+    try:
+        layer(x)
+    except RuntimeError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    print(layer(x)[0].shape)
+"""
+    )
+    assert "can't allocate memory" in result.stdout, result.stderr
+    assert result.stdout.endswith("torch.Size([2000, 1, 63])\n"), result.stderr
+
+
 def test_upper_layers_alone_side_by_side(threads: None) -> None:
     torch.set_num_threads(2)
     data = Data("LSTM", Case(T=300, N=1, C=16, H=40, L=4, dropout=0.2))
