@@ -100,6 +100,39 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
             assert error(result[name], expected[name]) < 1e-12, (case, name)
 
 
+@cells
+@pytest.mark.parametrize("count", [2, 3])
+def test_one_sequence_by_depth(
+    cell: str, count: int, threads: None, poisoned_memory: None
+) -> None:
+    """Weights of more than the threads' own caches (up to 2 MiB each), with two gradients of x."""
+    torch.set_num_threads(count)
+    data = Data(cell, Case(T=70, N=1, C=9, H=901))
+    expected = data.reference()
+    first, again = (data.run(ops.rnn, torch.float64) for _ in range(2))
+    for name in data.names:
+        assert error(first[name], expected[name]) < 1e-12, name
+        assert torch.equal(first[name], again[name]), name
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_second_derivatives_by_depth(cell: str, threads: None) -> None:
+    data = Data(cell, Case(T=5, N=1, C=9, H=601))
+    inputs = data.inputs(torch.float64)
+
+    def second() -> list[torch.Tensor]:
+        outputs = ops.rnn(cell, *data.split(inputs), **data.options)
+        grads = torch.autograd.grad(outputs[0].sin().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in grads), inputs))
+
+    results = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results.append(second())
+    for alone, together in zip(*results, strict=True):
+        assert error(together, alone) < 1e-12
+
+
 # Directions, or layers; with sequences that end in several time blocks, and masks whose rows begin
 # anywhere.
 SIDE_BY_SIDE = (

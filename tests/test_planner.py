@@ -114,6 +114,14 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         "1 thread (alone); W_ih packed, W_hh in place; time blocks of 16 steps",
         f"1 thread (alone); {IN_PLACE}; time blocks of 16 steps",
     ),
+    # Its gradient by whole rows, where W_hh is more than two threads' own caches hold, 2 MiB.
+    ("LSTM", (35, 1, 362, 362), 2): (
+        f"2 threads by units (few): 0-175, 176-361; {IN_PLACE}; time blocks of 35 steps",
+    ),
+    ("LSTM", (35, 1, 363, 363), 2): (
+        f"2 threads by units (few): 0-175, 176-362; {IN_PLACE}; time blocks of 35 steps",
+        f"2 threads by units (few): 0-175, 176-362; {IN_PLACE} by depth; time blocks of 35 steps",
+    ),
     # Not transposed: 384 rows up to 4 MiB, 96 above.
     ("RNN_TANH", (1, 383, 1024, 1024), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 1 step",

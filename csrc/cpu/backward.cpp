@@ -11,6 +11,7 @@ namespace {
 // The gradient of the operand of a product in a step: target (+)= gradient * matrix[depths, :].
 template <class T>
 struct StepProduct {
+  int stream;  // of the operand
   int before;  // the stage that it precedes; the number of stages: after the last one
   const RightMatrix<T>* matrix;
   Range depths;
@@ -32,6 +33,8 @@ struct Shared : BackwardBuffers<T> {
   const Partition& partition = plan.partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
+  std::vector<StepProduct<T>> products_by_depth;  // of W_hh; their targets begin at column 0 of sums_by_depth
+  T* sums_by_depth = nullptr;                     // [2][parts][streams][columns of W_hh]
   WeightGradients<T> weight_gradients;
   Workspace<T> workspace;
 
@@ -44,6 +47,7 @@ struct Shared : BackwardBuffers<T> {
     add_weights();
     weights.add_buffers(workspace);
     weight_gradients.add_buffers(workspace);
+    workspace.add(&sums_by_depth, plan.by_depth ? 2 * partition.parts * cell.streams * sum_columns() : 0);
     workspace.allocate();
     list_products();
     std::fill_n(this->zeros, this->widest, T(0));
@@ -61,10 +65,21 @@ struct Shared : BackwardBuffers<T> {
     return mixes;
   }
 
+  // What a part adds up to the gradient of h of a stream in step t: the next step may write while another part still reads.
+  T* sum_by_depth(int64_t t, int64_t part, int stream) const {
+    return sums_by_depth + ((t % 2 * partition.parts + part) * cell.streams + stream) * sum_columns();
+  }
+
   // The first column of gradient k of a stream.
   int64_t column(int stream, int k) const { return gradient_layout.offset[stream * cell.gradients() + k]; }
 
  private:
+  // Of a row: threads write no cache line together.
+  int64_t sum_columns() const {
+    constexpr int64_t line = 64 / sizeof(T);
+    return (shape.head_width() + line - 1) / line * line;
+  }
+
   std::vector<Range> pieces(int64_t width) const {
     if (!partition.by_units) return {{0, width}};
     std::vector<Range> result;
@@ -81,7 +96,8 @@ struct Shared : BackwardBuffers<T> {
       }
       if (cell.recurrent_gates()) {
         const int64_t from = shape.head_width();
-        weights.hh.push_back({{shape.recurrent_columns(), pieces(from), plan.recurrent}, source(w.w_hh, b.w_hh, from)});
+        const std::vector<Range> columns = plan.by_depth ? std::vector<Range>{{0, from}} : pieces(from);
+        weights.hh.push_back({{shape.recurrent_columns(), columns, plan.recurrent}, source(w.w_hh, b.w_hh, from)});
       }
       for (int m = 0; m < cell.matrices; ++m) {
         const Product& product = product_with(cell, m);
@@ -104,7 +120,8 @@ struct Shared : BackwardBuffers<T> {
           const Rows<T> into =
               of_state ? state(target * cell.states.count + product.state)
                        : Rows<T>{operands + operand_layout.offset[target * cell.products + k], operand_layout.columns};
-          products.push_back({of_state ? cell.backward_stages : product.returns,
+          products.push_back({target,
+                              of_state ? cell.backward_stages : product.returns,
                               &weights.own[w * cell.matrices + product.matrix].matrix,
                               {0, shape.width(product.to)},
                               column(source, cell.slots() + k),
@@ -119,10 +136,12 @@ struct Shared : BackwardBuffers<T> {
   void list_recurrent(int target, int source, const RightMatrix<T>* matrix) {
     const int64_t H = shape.H(), block = H / shape.heads;
     const Rows<T> dh = state(target * cell.states.count);
+    std::vector<StepProduct<T>>& products = plan.by_depth ? products_by_depth : this->products;
     const auto list = [&](int first_gate, int last_gate, int slot) {
       const int64_t begin = first_gate * H, end = last_gate * H, step = shape.heads == 1 ? end - begin : block;
       for (int64_t i = begin; i < end; i += step) {
-        products.push_back({cell.backward_stages,
+        products.push_back({target,
+                            cell.backward_stages,
                             matrix,
                             {i, i + step},
                             column(source, slot) + i - begin,
@@ -229,7 +248,35 @@ class Backward {
       if (meets_after(s_.cell.backward, i, stages) || s_.has_products(i + 1)) team_.sync();
     }
     team_.each(partition.parts, [&](int64_t part) { products(stages, t, alive, part); });
+    if (s_.plan.by_depth) products_by_depth(t);
     if (s_.mixes_units()) team_.sync();
+  }
+
+  // Of one sequence, whose row a part's sums are.
+  void products_by_depth(int64_t t) const {
+    const int64_t parts = s_.partition.parts, width = s_.shape.head_width();
+    team_.each(parts, [&](int64_t part) {
+      for (int stream = 0; stream < s_.cell.streams; ++stream)
+        std::fill_n(s_.sum_by_depth(t, part, stream), width, T(0));
+      for (const StepProduct<T>& product : s_.products_by_depth) {
+        const Range depths = share_of(product.depths, part, parts);
+        if (!depths.size()) continue;
+        const Rows<const T> gradient = this->gradient(t, product).from(0, depths.begin - product.depths.begin);
+        fetch(gradient, 1, depths.size());
+        product.matrix->multiply(1, gradient, depths, {s_.sum_by_depth(t, part, product.stream), width}, true, 0, 1);
+      }
+    });
+    team_.sync();
+    team_.each(parts, [&](int64_t part) {
+      const Range mine = s_.partition.units(width, part);
+      for (int stream = 0; stream < s_.cell.streams; ++stream) {
+        T* target = p_.dstate[stream * s_.cell.states.count];
+        for (int64_t other = 0; other < parts; ++other) {
+          const T* sum = s_.sum_by_depth(t, other, stream);
+          for (int64_t i = mine.begin; i < mine.end; ++i) target[i] += sum[i];
+        }
+      }
+    });
   }
 
   bool has_sequences() const {
@@ -252,15 +299,18 @@ class Backward {
 
   void products(int stage, int64_t t, Range sequences, int64_t part) const {
     if (!sequences.size()) return;
-    const int64_t row = p_.steps.first(t) + sequences.begin - first_row_;
     for (const StepProduct<T>& product : s_.products) {
       if (product.before != stage || !product.depths.size()) continue;
-      const Rows<const T> gradient =
-          Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(row, product.gradient);
+      const Rows<const T> gradient = this->gradient(t, product).from(sequences.begin);
       if (s_.partition.by_units) fetch(gradient, sequences.size(), product.depths.size());
       product.matrix->multiply(sequences.size(), gradient, product.depths, product.target.from(sequences.begin),
                                product.accumulate, part, part + 1);
     }
+  }
+
+  Rows<const T> gradient(int64_t t, const StepProduct<T>& product) const {
+    return Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(p_.steps.first(t) - first_row_,
+                                                                        product.gradient);
   }
 
   // Sequences that began before t find their last state among the outputs, the others at the initial state.

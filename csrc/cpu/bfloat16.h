@@ -18,7 +18,12 @@ struct PairProduct {
 
 inline void gemm_pairs(int64_t m, int64_t n, int64_t pairs, Rows<const float> a, Rows<const float> b, Rows<float> c,
                        bool accumulate) {
-  gemm_with<PairProduct>(m, n, pairs, a, b, c, accumulate);
+  gemm_with<PairProduct>(m, n, pairs, AsItLies<float>{a}, b, c, accumulate);
+}
+
+inline void gemm_tn_pairs(int64_t m, int64_t n, int64_t pairs, Rows<const float> a, Rows<const float> b, Rows<float> c,
+                          bool accumulate) {
+  gemm_with<PairProduct>(m, n, pairs, Transposed<float>{a}, b, c, accumulate);
 }
 
 // Sixteen values, as the lower halves of integers.

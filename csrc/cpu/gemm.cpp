@@ -21,17 +21,21 @@ void copy_even(int64_t rows, int64_t columns, Rows<const BFloat16> src, Rows<BFl
   for (int64_t i = 0; i < rows; ++i) *std::copy_n(src[i], columns, dst[i]) = 0;
 }
 
+// Pairs of bfloat16 move as floats.
+Rows<const float> pairs(Rows<const BFloat16> values) {
+  return {reinterpret_cast<const float*>(values.data), values.stride / 2};
+}
+
 }  // namespace
 
 template <class T>
-void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
-  kernels<T>().gemm(m, n, k, a, b, c, accumulate);
+void gemm_tn(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  kernels<T>().gemm_tn(m, n, k, a, b, c, accumulate);
 }
 
-void gemm(int64_t m, int64_t n, int64_t k, Rows<const BFloat16> a, const BFloat16* b, int64_t b_width, Rows<float> c,
-          bool accumulate) {
-  const Rows<const float> pairs{reinterpret_cast<const float*>(a.data), a.stride / 2};
-  bfloat16_kernels()->gemm(m, n, k / 2, pairs, {reinterpret_cast<const float*>(b), b_width}, c, accumulate);
+void gemm_tn(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t a_width, const BFloat16* b, int64_t b_width,
+             Rows<float> c, bool accumulate) {
+  bfloat16_kernels()->gemm_tn(m, n, k / 2, pairs({a, 2 * a_width}), pairs({b, 2 * b_width}), c, accumulate);
 }
 
 template <class T>
@@ -144,11 +148,10 @@ void RightMatrix<T>::panel_product(int64_t rows, Rows<const Left> a, Range depth
       const Source<T> w = w_.from(panel.begin, depths.begin);
       if constexpr (std::is_same_v<T, float>) {
         if (w.bfloat16) {
-          return bfloat16_weights().gemm_transposed(rows, panel.size(), depths.size(), a, w.bfloat16, target,
-                                                    accumulate);
+          return bfloat16_weights().gemm_nt(rows, panel.size(), depths.size(), a, w.bfloat16, target, accumulate);
         }
       }
-      return kernels<T>().gemm_transposed(rows, panel.size(), depths.size(), a, w.values, target, accumulate);
+      return kernels<T>().gemm_nt(rows, panel.size(), depths.size(), a, w.values, target, accumulate);
     }
   }
   const int64_t size = std::is_same_v<Left, T> ? depths.size() : even(depths.size());
@@ -167,10 +170,10 @@ void RightMatrix<T>::panel_product(int64_t rows, Rows<const Left> a, Range depth
       }
       const Rows<const T> b =
           packed ? Rows<const T>{buffer_ + panel.begin * depth_, panel.size()} : w_.values.from(0, panel.begin);
-      gemm<T>(rows, panel.size(), depth, a.from(0, k), b.from(depths.begin + k), target, adds);
+      kernels<T>().gemm(rows, panel.size(), depth, a.from(0, k), b.from(depths.begin + k), target, adds);
     } else {
       const T* b = buffer_ + panel.begin * even(depth_) / 2 + (depths.begin + k) / 2 * panel.size();
-      gemm(rows, panel.size(), depth, a.from(0, k), reinterpret_cast<const BFloat16*>(b), panel.size(), target, adds);
+      bfloat16_kernels()->gemm(rows, panel.size(), depth / 2, pairs(a.from(0, k)), {b, panel.size()}, target, adds);
     }
   }
 }
@@ -190,6 +193,10 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
       }
       return;
     }
+  }
+  if (rows == 1 && packing_ == Packing::kInPlace && operand_columns_ == depth_) {
+    const Range columns{panels_[first].columns.begin, panels_[last - 1].columns.end};
+    return panel_product(1, a, depths, c, accumulate, {columns, 0});
   }
   for (int64_t i = first; i < last; ++i) {
     for (int64_t r = 0; r < rows; r += kRowChunk) {
@@ -284,8 +291,8 @@ Rows<const BFloat16> RightMatrix<T>::rounded(const std::vector<Range>& rows, Row
   return result;
 }
 
-template void gemm<float>(int64_t, int64_t, int64_t, Rows<const float>, Rows<const float>, Rows<float>, bool);
-template void gemm<double>(int64_t, int64_t, int64_t, Rows<const double>, Rows<const double>, Rows<double>, bool);
+template void gemm_tn<float>(int64_t, int64_t, int64_t, Rows<const float>, Rows<const float>, Rows<float>, bool);
+template void gemm_tn<double>(int64_t, int64_t, int64_t, Rows<const double>, Rows<const double>, Rows<double>, bool);
 template bool has_bfloat16<float>();
 template bool has_bfloat16<double>();
 template class RightMatrix<float>;

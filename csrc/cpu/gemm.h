@@ -112,11 +112,11 @@ class RightMatrix {
   T* buffer_ = nullptr;
 };
 
-// C [m, n] (+)= A [m, k] B [k, n], all row-major, on one thread.
+// C [m, n] (+)= A^T B for A [k, m], B [k, n], on one thread.
 template <class T>
-void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
-// The same of bfloat16; k is even, and b is [k / 2][n][2], `b_width` columns wide.
-void gemm(int64_t m, int64_t n, int64_t k, Rows<const BFloat16> a, const BFloat16* b, int64_t b_width, Rows<float> c,
-          bool accumulate);
+void gemm_tn(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
+// The same of bfloat16; k is even, a is [k / 2][a_width][2], b is [k / 2][b_width][2].
+void gemm_tn(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t a_width, const BFloat16* b, int64_t b_width,
+             Rows<float> c, bool accumulate);
 
 }  // namespace rnnext::cpu

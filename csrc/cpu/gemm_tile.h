@@ -14,6 +14,22 @@ struct PlainProduct {
   RNNEXT_INLINE static Vec<T> add(Vec<T> sum, Vec<T> a, Vec<T> b) { return fma(a, b, sum); }
 };
 
+// The left-hand side A of a product, [m, k]: as it lies in memory, or as the transpose of what lies there.
+template <class T>
+struct AsItLies {
+  Rows<const T> rows;
+
+  RNNEXT_INLINE T at(int64_t i, int64_t l) const { return rows[i][l]; }
+  AsItLies from(int64_t i) const { return {rows.from(i)}; }
+};
+template <class T>
+struct Transposed {
+  Rows<const T> rows;
+
+  RNNEXT_INLINE T at(int64_t i, int64_t l) const { return rows[l][i]; }
+  Transposed from(int64_t i) const { return {rows.from(0, i)}; }
+};
+
 // The width of a tile of one row, which reads B as fast as it can.
 constexpr int kRowVectors = RNNEXT_VECTOR_BYTES == 64 ? 16 : 8;
 
@@ -30,8 +46,8 @@ constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr bool kMasks = RNNEXT_VECTOR_BYTES == 64;
 
 // R rows by V vectors of C, the last of which has `some` values. B is of T, or kept in another type.
-template <class Product, int R, int V, bool Whole, class T, class B>
-RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
+template <class Product, int R, int V, bool Whole, class A, class T, class B>
+RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   using Values = Vec<T>;
   constexpr int64_t width = Values::width;
   typename Values::Native sum[R][V], row[V];
@@ -64,7 +80,7 @@ RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<cons
     }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const Values factor(a[i][l]);
+      const Values factor(a.at(i, l));
 #pragma GCC unroll 16
       for (int j = 0; j < V; ++j) sum[i][j] = Product::add(sum[i][j], factor, row[j]).v;
     }
@@ -83,14 +99,14 @@ RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, Rows<const T> a, Rows<cons
 }
 
 // A tile of `rows` rows, R at most.
-template <class Product, int R, int V, bool Whole, class T, class B>
-void gemm_tile_of(int64_t rows, int64_t k, int64_t some, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
+template <class Product, int R, int V, bool Whole, class A, class T, class B>
+void gemm_tile_of(int64_t rows, int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   if (rows == R) return gemm_tile<Product, R, V, Whole>(k, some, a, b, c, accumulate);
   if constexpr (R > 1) gemm_tile_of<Product, R - 1, V, Whole>(rows, k, some, a, b, c, accumulate);
 }
 
-template <class Product, int V, class T, class B>
-void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
+template <class Product, int V, class A, class T, class B>
+void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   const int64_t tiles = (m + tallest(V) - 1) / tallest(V);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = m * t / tiles, rows = m * (t + 1) / tiles - begin;
@@ -102,13 +118,43 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, Rows<const T> a, Rows<cons
   }
 }
 
+// One row of C, in the nearest cache, adds up R rows of B at once: these are read as they lie in memory, which the processor
+// foresees, where tiles would jump from row to row.
+template <class Product, int R, class A, class T, class B>
+RNNEXT_INLINE void gemm_row_step(int64_t n, int64_t l, A a, Rows<const B> b, T* c, bool accumulate) {
+  using Values = Vec<T>;
+  Values factor[R];
+  const B* row[R];
+  for (int i = 0; i < R; ++i) {
+    factor[i] = Values(a.at(0, l + i));
+    row[i] = b[l + i];
+  }
+  const auto add = [&](int64_t j, int64_t some) __attribute__((always_inline)) {
+    Values sum = accumulate ? Values::load(c + j, some) : Values(T(0));
+    for (int i = 0; i < R; ++i) sum = Product::add(sum, factor[i], widened(row[i] + j, some));
+    sum.store(c + j, some);
+  };
+  int64_t j = 0;
+  for (; j + Values::width <= n; j += Values::width) add(j, Values::width);
+  if (j < n) add(j, n - j);
+}
+
+template <class Product, class A, class T, class B>
+void gemm_row(int64_t n, int64_t k, A a, Rows<const B> b, T* c, bool accumulate) {
+  int64_t l = 0;
+  for (; l + 4 <= k; l += 4) gemm_row_step<Product, 4>(n, l, a, b, c, accumulate || l > 0);
+  for (; l < k; ++l) gemm_row_step<Product, 1>(n, l, a, b, c, accumulate || l > 0);
+}
+
 // C [m, n] (+)= A [m, k] B [k, n]. Each sum has the order of the depth, whatever the tiles.
-template <class Product, class T, class B>
-void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
+template <class Product, class A, class T, class B>
+void gemm_with(int64_t m, int64_t n, int64_t k, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   constexpr int64_t width = Vec<T>::width;
-  // B comes from a cache or from memory: a pass over it is worth at least so many rows.
+  if (m == 1 && n > kRowVectors * width) return gemm_row<Product>(n, k, a, b, c[0], accumulate);
+  // B comes from a cache or from memory: where it takes more than one, a pass over it is worth at least so many rows.
+  constexpr int64_t worth_passing = kVectors == 4 ? 4 : tallest(4) + 1;
   const int64_t passes = (m + tallest(4) - 1) / tallest(4);
-  const int64_t vectors = passes == 1 || (kVectors == 4 && m / passes + 1 >= tallest(4)) ? 4 : 2;
+  const int64_t vectors = passes == 1 || m / passes >= worth_passing ? 4 : 2;
   for (int64_t j = 0, wide; j < n; j += wide * width) {
     const int64_t left = (n - j + width - 1) / width;
     wide = m == 1 && left >= kRowVectors  ? kRowVectors
@@ -129,7 +175,12 @@ void gemm_with(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const B> b
 
 template <class T, class B>
 void gemm(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const B> b, Rows<T> c, bool accumulate) {
-  gemm_with<PlainProduct<T>>(m, n, k, a, b, c, accumulate);
+  gemm_with<PlainProduct<T>>(m, n, k, AsItLies<T>{a}, b, c, accumulate);
+}
+
+template <class T>
+void gemm_tn(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate) {
+  gemm_with<PlainProduct<T>>(m, n, k, Transposed<T>{a}, b, c, accumulate);
 }
 
 }  // namespace rnnext::RNNEXT_ISA

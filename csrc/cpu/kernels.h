@@ -16,12 +16,11 @@ struct Kernels {
   // C [m, n] (+)= A [m, k] B [k, n]
   void (*gemm)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
   // C [m, n] (+)= A [m, k] W^T for W [n, k], read as it lies: for few rows
-  void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c,
-                          bool accumulate);
+  void (*gemm_nt)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> w, Rows<T> c, bool accumulate);
+  // C [m, n] (+)= A^T B for A [k, m], B [k, n]
+  void (*gemm_tn)(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<T> c, bool accumulate);
   // dst[c][r] = src[r][c]
   void (*transpose)(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst);
-  // sums[i] = (accumulate ? sums[i] : 0) + sum over j of src[i][j]
-  void (*row_sums)(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate);
   // sums[j] = (accumulate ? sums[j] : 0) + sum over i of src[i][j]
   void (*column_sums)(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate);
   // dst = src where the counter-based generator keeps the element, times 1 / (1 - p); else 0. Dense, `count` elements
@@ -37,6 +36,9 @@ struct BFloat16Kernels {
   // C [m, n] (+)= A [m, 2 pairs] B [pairs][n][2], pairs of bfloat16 in place of each float.
   void (*gemm)(int64_t m, int64_t n, int64_t pairs, Rows<const float> a, Rows<const float> b, Rows<float> c,
                bool accumulate);
+  // C [m, n] (+)= A^T B for A [pairs][m][2]
+  void (*gemm_tn)(int64_t m, int64_t n, int64_t pairs, Rows<const float> a, Rows<const float> b, Rows<float> c,
+                  bool accumulate);
   // Rows in bfloat16, each with a zero after an odd number of columns.
   void (*round_rows)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);
   // Two rows in bfloat16, dst = first[0], second[0], first[1], ...; null is a row of zeros.
@@ -51,8 +53,8 @@ struct BFloat16Weights {
   void (*gemm)(int64_t m, int64_t n, int64_t k, Rows<const float> a, Rows<const uint16_t> b, Rows<float> c,
                bool accumulate);
   // C [m, n] (+)= A [m, k] W^T for W [n, k]: for few rows
-  void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Rows<const float> a, Rows<const uint16_t> w, Rows<float> c,
-                          bool accumulate);
+  void (*gemm_nt)(int64_t m, int64_t n, int64_t k, Rows<const float> a, Rows<const uint16_t> w, Rows<float> c,
+                  bool accumulate);
   void (*widen)(int64_t rows, int64_t columns, Rows<const uint16_t> src, Rows<float> dst);
   // To the nearest, ties to even; NaN stays NaN.
   void (*round)(int64_t rows, int64_t columns, Rows<const float> src, Rows<uint16_t> dst);

@@ -26,16 +26,14 @@ template <class T>
 inline constexpr Kernels<T> table{.cells = cells<T>,
                                   .cell_count = sizeof(cells<T>) / sizeof(Cell<T>),
                                   .gemm = &gemm<T, T>,
-                                  .gemm_transposed = &gemm_transposed<T, T>,
+                                  .gemm_nt = &gemm_nt<T, T>,
+                                  .gemm_tn = &gemm_tn<T>,
                                   .transpose = &transpose<T>,
-                                  .row_sums = &row_sums<T>,
                                   .column_sums = &column_sums<T>,
                                   .dropout = &dropout<T>,
                                   .noise = &noise<T>};
 
-inline constexpr BFloat16Weights bfloat16_weights{.gemm = &gemm<float, uint16_t>,
-                                                  .gemm_transposed = &gemm_transposed<float, uint16_t>,
-                                                  .widen = &widen,
-                                                  .round = &round};
+inline constexpr BFloat16Weights bfloat16_weights{
+    .gemm = &gemm<float, uint16_t>, .gemm_nt = &gemm_nt<float, uint16_t>, .widen = &widen, .round = &round};
 
 }  // namespace rnnext::RNNEXT_ISA

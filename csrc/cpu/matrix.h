@@ -53,7 +53,7 @@ RNNEXT_INLINE V sums_of(V* v) {
 }
 
 // M by 4 dot products at a time, so that their loads overlap and serve several of them. `next`: to the rows that come after
-// these, which the processor does not foresee.
+// these, which the processor does not foresee where a row is shorter than a page; or 0.
 template <int M, class T, class W>
 RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, int64_t next, Rows<T> c,
                             bool accumulate) {
@@ -63,7 +63,7 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* 
   const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
     Values w[4];
     for (int q = 0; q < 4; ++q) w[q] = widened(rows[q] + l, some);
-    if (M == 1) {
+    if (M == 1 && next) {
       for (int q = 0; q < 4; ++q) __builtin_prefetch(rows[q] + l + next);
     }
     for (int i = 0; i < M; ++i) {
@@ -86,15 +86,17 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* 
 
 // W is of T, or kept in another type.
 template <class T, class W>
-void gemm_transposed(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const W> w, Rows<T> c, bool accumulate) {
+void gemm_nt(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const W> w, Rows<T> c, bool accumulate) {
   constexpr int tall = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
+  constexpr int64_t page = 4096 / sizeof(W);
+  const int64_t next = k < page ? 4 * w.stride : 0;
   for (int64_t j = 0; j < n; j += 4) {
     const int64_t count = n - j < 4 ? n - j : 4;
     const W* rows[4];
     for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
     int64_t i = 0;
-    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
-    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
+    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, next, c.from(i, j), accumulate);
+    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, next, c.from(i, j), accumulate);
   }
 }
 
@@ -112,9 +114,10 @@ template <class T>
 void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
   using V = Vec<T>;
   constexpr int64_t side = V::width;
-  for (int64_t c = 0; c < columns; c += side) {
-    for (int64_t r = 0; r < rows; r += side) {
-      const int64_t height = rows - r < side ? rows - r : side;
+  for (int64_t r = 0; r < rows;
+       r += side) {  // few rows at a time, each from its begin to its end, as processors foresee it
+    const int64_t height = rows - r < side ? rows - r : side;
+    for (int64_t c = 0; c < columns; c += side) {
       const int64_t width = columns - c < side ? columns - c : side;
       V block[side];
       for (int64_t i = 0; i < side; ++i) block[i] = i < height ? V::load(src[r + i] + c, width) : V(T(0));
@@ -124,26 +127,34 @@ void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
   }
 }
 
-template <class T>
-void column_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
-  using V = Vec<T>;
-  for (int64_t j = 0; j < columns; j += V::width) {
-    const int64_t n = columns - j < V::width ? columns - j : V::width;
-    V total = accumulate ? V::load(sums + j, n) : V(T(0));
-    for (int64_t i = 0; i < rows; ++i) total = total + V::load(src[i] + j, n);
-    total.store(sums + j, n);
+// V vectors of columns, the last of which has `some` values: by rows of an even and of an odd number, so that sums of many
+// rows lose less, and have less to wait for.
+template <int V, class T>
+RNNEXT_INLINE void sum_columns(int64_t rows, int64_t some, Rows<const T> src, T* sums, bool accumulate) {
+  using Values = Vec<T>;
+  const auto count = [&](int j) __attribute__((always_inline)) { return j + 1 < V ? Values::width : some; };
+  Values even[V], odd[V];
+  for (int j = 0; j < V; ++j) {
+    even[j] = accumulate ? Values::load(sums + j * Values::width, count(j)) : Values(T(0));
+    odd[j] = Values(T(0));
+  }
+  for (int64_t i = 0; i + 1 < rows; i += 2) {
+    for (int j = 0; j < V; ++j) even[j] = even[j] + Values::load(src[i] + j * Values::width, count(j));
+    for (int j = 0; j < V; ++j) odd[j] = odd[j] + Values::load(src[i + 1] + j * Values::width, count(j));
+  }
+  for (int j = 0; j < V; ++j) {
+    if (rows % 2) even[j] = even[j] + Values::load(src[rows - 1] + j * Values::width, count(j));
+    (even[j] + odd[j]).store(sums + j * Values::width, count(j));
   }
 }
 
 template <class T>
-void row_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
-  using V = Vec<T>;
-  for (int64_t i = 0; i < rows; ++i) {
-    V total(T(0));
-    int64_t j = 0;
-    for (; j + V::width <= columns; j += V::width) total = total + V::load(src[i] + j);
-    if (j < columns) total = total + V::load(src[i] + j, columns - j);
-    sums[i] = (accumulate ? sums[i] : T(0)) + sum_of(total);
+void column_sums(int64_t rows, int64_t columns, Rows<const T> src, T* sums, bool accumulate) {
+  constexpr int64_t width = Vec<T>::width;
+  int64_t j = 0;
+  for (; j + 4 * width <= columns; j += 4 * width) sum_columns<4>(rows, width, src.from(0, j), sums + j, accumulate);
+  for (; j < columns; j += width) {
+    sum_columns<1>(rows, columns - j < width ? columns - j : width, src.from(0, j), sums + j, accumulate);
   }
 }
 

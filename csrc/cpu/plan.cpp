@@ -185,12 +185,15 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
   const bool by_units = reason == Reason::kFew || reason == Reason::kLarge || reason == Reason::kMixed;
   const int used = reason == Reason::kSmall ? 1 : machine.threads;
   const double inputs = static_cast<double>(shape.C) * shape.gate_columns();
+  const Packing recurrent = recurrent_packing(shape, steps, pass, bfloat16, bytes, machine);
   return {used,
           by_units ? Partition{true, used, {}} : by_rows(steps, used),
           reason,
           reason == Reason::kMany && !steps.offsets && steps.N >= kOwnRows * used,
           packing(steps, pass, inputs, steps.total(), bfloat16, bytes, machine),
-          recurrent_packing(shape, steps, pass, bfloat16, bytes, machine)};
+          recurrent,
+          by_units && pass == Pass::kBackward && steps.N == 1 && recurrent == Packing::kInPlace && shape.heads == 1 &&
+              recurrent_weights(shape) * bytes > static_cast<double>(used) * machine.caches.own};
 }
 
 bool directions_apart(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
@@ -216,7 +219,8 @@ std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps) 
     text += range.size() ? std::to_string(range.begin) + "-" + std::to_string(range.end - 1) : "none";
   }
   text += std::string("; W_ih ") + name_of(plan.input);
-  if (shape.recurrent_columns()) text += std::string(", W_hh ") + name_of(plan.recurrent);
+  if (shape.recurrent_columns())
+    text += std::string(", W_hh ") + name_of(plan.recurrent) + (plan.by_depth ? " by depth" : "");
   if (shape.cell->matrices) text += std::string(", other matrices ") + name_of(plan.input);
   return text + "; time blocks of " + counted(steps.block, "step");
 }

@@ -30,6 +30,9 @@ struct Plan {
   bool own_rows;      // a thread projects the input of its own sequences, and makes their dx: these stay in its caches
   Packing input;      // W_ih and the cell's own matrices
   Packing recurrent;  // W_hh
+  // Whether a thread of a team multiplies by whole rows of W_hh, of which it takes some, in place of some of its columns; then
+  // their sums are added up.
+  bool by_depth;
 };
 
 struct Machine {

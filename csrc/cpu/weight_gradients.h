@@ -50,7 +50,7 @@ struct Target {
   bool first;     // nothing is there before the first block
 };
 
-// Columns of the gradients, all targets of which are served by one transposition.
+// Columns of the gradients, and what is made of them.
 template <class T>
 struct GradientColumns {
   Range columns;
@@ -87,8 +87,7 @@ class WeightGradients {
     for (Operand<T>& operand : operands_) {
       workspace.add(&operand.panels, (bfloat16_ ? depth / 2 : depth) * operand.width);
     }
-    workspace.add(&transposed_, columns_.empty() ? 0 : threads_ * kRowChunk * stride_of(depth));
-    workspace.add(&rounded_, bfloat16_ && !columns_.empty() ? threads_ * kRowChunk * depth / 2 : 0);
+    workspace.add(&rounded_, bfloat16_ ? threads_ * kRowChunk * depth / 2 : 0);
     workspace.add(&unrounded_, writes_bfloat16() ? threads_ * kRowChunk * kPanelWidth : 0);
   }
 
@@ -117,25 +116,19 @@ class WeightGradients {
 
   int64_t most_depth() const { return depth_of(p_.steps.most_rows_in_a_block() / p_.samples); }
   int64_t depth_of(int64_t rows) const { return bfloat16_ ? even(rows) : rows; }
-  // An odd number of cache lines: rows at a power of two would share few places in a cache.
-  static int64_t stride_of(int64_t depth) {
-    constexpr int64_t line = 64 / sizeof(T);
-    return ((depth + line - 1) / line | 1) * line;
-  }
 
   void add_sample(const Team& team, int64_t block, SampleRows rows, bool first) const {
     const int64_t depth = depth_of(rows.count);
-    const Rows<const T> gradients{b_.gradients, layout_.columns};
+    const Rows<const T> gradients = rows.of(Rows<const T>{b_.gradients, layout_.columns});
     for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, b_.zeros);
     team.sync();
-    const Rows<T> transposed{transposed_ + team.rank * kRowChunk * stride_of(most_depth()), stride_of(depth)};
-    const Rows<BFloat16> rounded{reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth(), depth};
+    BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth();
     const Rows<T> unrounded{unrounded_ + team.rank * kRowChunk * kPanelWidth, kPanelWidth};
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
         end = std::min({mine.end, i + kRowChunk, (i / c.block + 1) * c.block});
-        add_chunk(c, {i, end}, gradients, rows, depth, transposed, rounded, unrounded, first);
+        add_chunk(c, {i, end}, gradients, rows, depth, rounded, unrounded, first);
       }
     }
     add_params(team, rows, first);
@@ -262,46 +255,43 @@ class WeightGradients {
 
   // `chunk`: counted from the first of the columns.
   void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, int64_t depth,
-                 Rows<T> transposed, Rows<BFloat16> rounded, Rows<T> unrounded, bool first_block) const {
+                 BFloat16* rounded, Rows<T> unrounded, bool first_block) const {
     const int64_t begin = c.columns.begin + chunk.begin;
-    kernels<T>().transpose(rows.count, chunk.size(), rows.of(gradients.from(0, begin)), transposed);
-    for (int64_t j = 0; j < chunk.size(); ++j) std::fill(transposed[j] + rows.count, transposed[j] + depth, T(0));
+    gradients = gradients.from(0, begin);
     if constexpr (std::is_same_v<T, float>) {
-      if (bfloat16_) bfloat16_kernels()->round_rows(chunk.size(), depth, transposed, rounded);
+      for (int64_t k = 0; bfloat16_ && k < rows.count; k += 2) {
+        const T* second = k + 1 < rows.count ? gradients[k + 1] : nullptr;
+        bfloat16_kernels()->round_pair(chunk.size(), gradients[k], second, rounded + k * chunk.size());
+      }
     }
     for (const Target<T>& target : c.targets) {
       const int64_t row = rows.sample * target.rows + begin - target.shift;
       if (target.db) {
-        kernels<T>().row_sums(chunk.size(), depth, Rows<const T>(transposed), target.db + row, !first_block);
+        kernels<T>().column_sums(rows.count, chunk.size(), gradients, target.db + row, !first_block);
       }
       if (target.operand < 0) continue;
       const Operand<T>& operand = operands_[target.operand];
       const int64_t column =
           target.columns == operand.width ? 0 : chunk.begin % p_.shape.H() / c.block * target.columns;
       operand.each_panel(column, column + target.columns, [&](int64_t panel, int64_t width) {
+        const auto multiply = [&](Rows<T> into, bool adds) {
+          const T* values = operand.panels + panel * (bfloat16_ ? depth / 2 : depth);
+          if constexpr (std::is_same_v<T, float>) {
+            const auto* pairs = reinterpret_cast<const BFloat16*>(values);
+            if (bfloat16_) return gemm_tn(chunk.size(), width, depth, rounded, chunk.size(), pairs, width, into, adds);
+          }
+          gemm_tn<T>(chunk.size(), width, depth, gradients, {values, width}, into, adds);
+        };
         if constexpr (std::is_same_v<T, float>) {
           if (target.bfloat16_dw) {
-            panel_product(operand, panel, width, chunk.size(), depth, transposed, rounded, unrounded, false);
+            multiply(unrounded, false);
             const Rows<BFloat16> into = Rows<BFloat16>{target.bfloat16_dw, target.columns}.from(row, panel - column);
             return bfloat16_weights().round(chunk.size(), width, unrounded, into);
           }
         }
-        const Rows<T> into = Rows<T>{target.dw, target.columns}.from(row, panel - column);
-        panel_product(operand, panel, width, chunk.size(), depth, transposed, rounded, into,
-                      !(first_block && target.first));
+        multiply(Rows<T>{target.dw, target.columns}.from(row, panel - column), !(first_block && target.first));
       });
     }
-  }
-
-  void panel_product(const Operand<T>& operand, int64_t panel, int64_t width, int64_t rows, int64_t depth,
-                     Rows<const T> transposed, Rows<const BFloat16> rounded, Rows<T> into, bool adds) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if (bfloat16_) {
-        const BFloat16* b = reinterpret_cast<const BFloat16*>(operand.panels) + panel * depth;
-        return gemm(rows, width, depth, rounded, b, width, into, adds);
-      }
-    }
-    gemm<T>(rows, width, depth, transposed, {operand.panels + panel * depth, width}, into, adds);
   }
 
   // From what the stages added up for each sequence in the block, which then begins anew.
@@ -329,8 +319,8 @@ class WeightGradients {
   std::vector<GradientColumns<T>> columns_;
   std::set<const T*> begun_;
   const bool bfloat16_ = uses_bfloat16<T>(p_);
-  T *transposed_ = nullptr, *rounded_ = nullptr;  // of each thread, [kRowChunk, depth]
-  T* unrounded_ = nullptr;                        // of each thread, [kRowChunk, kPanelWidth]
+  T* rounded_ = nullptr;    // of each thread, a chunk of the gradients: [depth / 2][kRowChunk][2] of bfloat16
+  T* unrounded_ = nullptr;  // of each thread, [kRowChunk, kPanelWidth]
 };
 
 }  // namespace rnnext::cpu

@@ -53,7 +53,9 @@ struct ForwardBuffers {
 // that do not depend on who takes which sequence, in memory that stays in a cache.
 template <class T>
 struct BackwardBuffers {
-  Layout gradient_layout;  // as Shape::gradients; parameters that are summed have no columns
+  // As Shape::gradients; parameters that are summed have no columns, and rows have an odd number of cache lines: a column's
+  // values, which the gradients of the weights read, would share few places of a cache at a power of two.
+  Layout gradient_layout;
   Layout param_layout;     // of those
   Layout value_layout, operand_layout;
   T* zeros = nullptr;       // as wide as the widest state
@@ -68,7 +70,11 @@ struct BackwardBuffers {
 
   explicit BackwardBuffers(const Shape& shape, bool sum_params = false) : gradient_layout(shape.gradients) {
     const CellShape& cell = *shape.cell;
-    if (sum_params) gradient_layout = shape.layout_of_gradients(false);
+    if (sum_params) {
+      constexpr int64_t line = 64 / sizeof(T);
+      gradient_layout = shape.layout_of_gradients(false);
+      gradient_layout.columns = ((gradient_layout.columns + line - 1) / line | 1) * line;
+    }
     shape.add(value_layout, cell.back_values);
     for (int s = 0; s < cell.streams; ++s) {
       if (sum_params) shape.add(param_layout, cell.params);
