@@ -53,7 +53,7 @@ RNNEXT_INLINE V sums_of(V* v) {
 }
 
 // M by 4 dot products at a time, so that their loads overlap and serve several of them. `next`: to the rows that come after
-// these, which the processor does not foresee where a row is shorter than a page; or 0.
+// these, which the processor does not foresee.
 template <int M, class T, class W>
 RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* const* rows, int64_t next, Rows<T> c,
                             bool accumulate) {
@@ -63,7 +63,7 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* 
   const auto add = [&](int64_t l, int64_t some) __attribute__((always_inline)) {
     Values w[4];
     for (int q = 0; q < 4; ++q) w[q] = widened(rows[q] + l, some);
-    if (M == 1 && next) {
+    if (M == 1) {
       for (int q = 0; q < 4; ++q) __builtin_prefetch(rows[q] + l + next);
     }
     for (int i = 0; i < M; ++i) {
@@ -88,15 +88,13 @@ RNNEXT_INLINE void dot_tile(int64_t count, int64_t k, Rows<const T> a, const W* 
 template <class T, class W>
 void gemm_nt(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const W> w, Rows<T> c, bool accumulate) {
   constexpr int tall = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
-  constexpr int64_t page = 4096 / sizeof(W);
-  const int64_t next = k < page ? 4 * w.stride : 0;
   for (int64_t j = 0; j < n; j += 4) {
     const int64_t count = n - j < 4 ? n - j : 4;
     const W* rows[4];
     for (int q = 0; q < 4; ++q) rows[q] = w[j + (q < count ? q : 0)];
     int64_t i = 0;
-    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, next, c.from(i, j), accumulate);
-    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, next, c.from(i, j), accumulate);
+    for (; i + tall <= m; i += tall) dot_tile<tall>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
+    for (; i < m; ++i) dot_tile<1>(count, k, a.from(i), rows, 4 * w.stride, c.from(i, j), accumulate);
   }
 }
 
