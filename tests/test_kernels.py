@@ -113,6 +113,14 @@ def test_one_sequence_by_depth(cell: str, count: int, threads: None, poisoned_me
         assert torch.equal(first[name], again[name]), name
 
 
+def test_a_part_without_units_has_no_products(threads: None, poisoned_memory: None) -> None:
+    torch.set_num_threads(3)
+    data = Data("LSTM_PROJ", Case(T=9, N=1, C=9, H=301, sizes=(5,)))
+    expected, result = data.reference(), data.run(ops.rnn, torch.float64)
+    for name in data.names:
+        assert error(result[name], expected[name]) < 1e-12, name
+
+
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_second_derivatives_by_depth(cell: str, threads: None) -> None:
     data = Data(cell, Case(T=5, N=1, C=9, H=601))
@@ -317,8 +325,9 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-# Every height and width of the products' tiles, and what is left over.
+# Every height and width of the products' tiles, and what is left over; and one wide row.
 TILES = [Case(T=1 + 32 // N, N=N, C=5 * N % 67, H=11 * N % 131) for N in range(1, 34)]
+TILES += [Case(T=1, N=1, C=9001, H=7)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

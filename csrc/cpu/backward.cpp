@@ -70,16 +70,16 @@ struct Shared : BackwardBuffers<T> {
     return sums_by_depth + ((t % 2 * partition.parts + part) * cell.streams + stream) * sum_columns();
   }
 
-  // The first column of gradient k of a stream.
-  int64_t column(int stream, int k) const { return gradient_layout.offset[stream * cell.gradients() + k]; }
-
- private:
-  // Of a row: threads write no cache line together.
+  // Of one of these rows: threads write no cache line together.
   int64_t sum_columns() const {
     constexpr int64_t line = 64 / sizeof(T);
     return (shape.head_width() + line - 1) / line * line;
   }
 
+  // The first column of gradient k of a stream.
+  int64_t column(int stream, int k) const { return gradient_layout.offset[stream * cell.gradients() + k]; }
+
+ private:
   std::vector<Range> pieces(int64_t width) const {
     if (!partition.by_units) return {{0, width}};
     std::vector<Range> result;
@@ -256,8 +256,7 @@ class Backward {
   void products_by_depth(int64_t t) const {
     const int64_t parts = s_.partition.parts, width = s_.shape.head_width();
     team_.each(parts, [&](int64_t part) {
-      for (int stream = 0; stream < s_.cell.streams; ++stream)
-        std::fill_n(s_.sum_by_depth(t, part, stream), width, T(0));
+      std::fill_n(s_.sum_by_depth(t, part, 0), s_.cell.streams * s_.sum_columns(), T(0));
       for (const StepProduct<T>& product : s_.products_by_depth) {
         const Range depths = share_of(product.depths, part, parts);
         if (!depths.size()) continue;

@@ -118,8 +118,7 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows
   }
 }
 
-// One row of C, in the nearest cache, adds up R rows of B at once: these are read as they lie in memory, which the processor
-// foresees, where tiles would jump from row to row.
+// One row of C adds up R rows of B at once.
 template <class Product, int R, class A, class T, class B>
 RNNEXT_INLINE void gemm_row_step(int64_t n, int64_t l, A a, Rows<const B> b, T* c, bool accumulate) {
   using Values = Vec<T>;
@@ -139,11 +138,17 @@ RNNEXT_INLINE void gemm_row_step(int64_t n, int64_t l, A a, Rows<const B> b, T* 
   if (j < n) add(j, n - j);
 }
 
+// One row of C: as much of it as stays in the nearest cache passes over the rows of B as they lie in memory, which the
+// processor foresees, where tiles would jump from row to row.
 template <class Product, class A, class T, class B>
 void gemm_row(int64_t n, int64_t k, A a, Rows<const B> b, T* c, bool accumulate) {
-  int64_t l = 0;
-  for (; l + 4 <= k; l += 4) gemm_row_step<Product, 4>(n, l, a, b, c, accumulate || l > 0);
-  for (; l < k; ++l) gemm_row_step<Product, 1>(n, l, a, b, c, accumulate || l > 0);
+  constexpr int64_t most = 16384 / sizeof(T);
+  for (int64_t j = 0; j < n; j += most) {
+    const int64_t count = n - j < most ? n - j : most;
+    int64_t l = 0;
+    for (; l + 4 <= k; l += 4) gemm_row_step<Product, 4>(count, l, a, b.from(0, j), c + j, accumulate || l > 0);
+    for (; l < k; ++l) gemm_row_step<Product, 1>(count, l, a, b.from(0, j), c + j, accumulate || l > 0);
+  }
 }
 
 // C [m, n] (+)= A [m, k] B [k, n]. Each sum has the order of the depth, whatever the tiles.

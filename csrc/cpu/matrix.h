@@ -108,12 +108,12 @@ RNNEXT_INLINE void transpose_square(V* rows) {
   }
 }
 
+// Some rows at a time, from their begin to their end, as the processor foresees it.
 template <class T>
 void transpose(int64_t rows, int64_t columns, Rows<const T> src, Rows<T> dst) {
   using V = Vec<T>;
   constexpr int64_t side = V::width;
-  for (int64_t r = 0; r < rows;
-       r += side) {  // few rows at a time, each from its begin to its end, as processors foresee it
+  for (int64_t r = 0; r < rows; r += side) {
     const int64_t height = rows - r < side ? rows - r : side;
     for (int64_t c = 0; c < columns; c += side) {
       const int64_t width = columns - c < side ? columns - c : side;

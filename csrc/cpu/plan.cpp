@@ -219,8 +219,8 @@ std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps) 
     text += range.size() ? std::to_string(range.begin) + "-" + std::to_string(range.end - 1) : "none";
   }
   text += std::string("; W_ih ") + name_of(plan.input);
-  if (shape.recurrent_columns())
-    text += std::string(", W_hh ") + name_of(plan.recurrent) + (plan.by_depth ? " by depth" : "");
+  if (shape.recurrent_columns()) text += std::string(", W_hh ") + name_of(plan.recurrent);
+  if (plan.by_depth) text += " by depth";
   if (shape.cell->matrices) text += std::string(", other matrices ") + name_of(plan.input);
   return text + "; time blocks of " + counted(steps.block, "step");
 }
