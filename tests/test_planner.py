@@ -19,18 +19,25 @@ IN_PLACE = "W_ih in place, W_hh in place"
 CACHES = (1 << 20, 32 << 20)
 
 # cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
-# The edges: 300,000 multiply-adds in all for a team (T * N * G*H * (C + H)); 3 sequences for two
-# threads, 3 a thread where W_hh is larger than 512 KiB, 4 where it is larger than 2 MiB; 12 MiB
-# of W_hh; 32 units and 20,000 multiply-adds a thread for a meeting; rows that repay packing.
+# The edges: 700,000 multiply-adds in all for a team (T * N * (G*H * (C + H) + 500)), or 300,000
+# where the weights take more than 1 MiB; 3 sequences for two threads, 3 a thread where W_hh is
+# larger than 512 KiB, 4 where it is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000
+# multiply-adds a thread for a meeting; rows that repay packing.
 TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (1, 1, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
     ("LSTM", (35, 20, 200, 200), 1): (f"1 thread (alone); {PACKED}; time blocks of 35 steps",),
-    # A team: 75 * 500 * 2 * (2 + 2) = 300,000.
-    ("RNN_TANH", (74, 500, 2, 2), 2): (f"1 thread (small); {PACKED}; time blocks of 1 step",),
-    ("RNN_TANH", (75, 500, 2, 2), 2): (
-        f"2 threads by rows (many): 0-249, 250-499; {PACKED}; time blocks of 1 step",
+    # A team: 1378 * (2 * (2 + 2) + 500) = 700,024;
+    ("RNN_TANH", (1, 1377, 2, 2), 2): (f"1 thread (small); {PACKED}; time blocks of 1 step",),
+    ("RNN_TANH", (1, 1378, 2, 2), 2): (
+        f"2 threads by rows (many): 0-688, 689-1377; {PACKED}; time blocks of 1 step",
     ),
     ("LSTM", (1, 1, 64, 64), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
+    # 2 * (4 * 182 * 364 + 500) = 530,984, of weights of more than 1 MiB, which 181 are not.
+    ("LSTM", (2, 1, 181, 181), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 2 steps",),
+    ("LSTM", (2, 1, 182, 182), 2): (
+        f"2 threads by units (few): 0-95, 96-181; {IN_PLACE}; time blocks of 2 steps",
+    ),
+    ("LSTM", (1, 1, 182, 182), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
     # Sequences: 3 for two threads are enough,
     ("LSTM", (200, 3, 128, 128), 2): (
         f"2 threads by rows (many): 0-1, 2-2; {PACKED}; time blocks of 200 steps",
@@ -162,12 +169,12 @@ def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
 
 
 # cell, (T, N, C, H), threads -> whether the directions of a layer go side by side.
-# The edges: 150,000 multiply-adds of each where 300,000 are a team's; one sequence, or two threads;
+# The edges: 350,000 multiply-adds of each where 700,000 are a team's; one sequence, or two threads;
 # 512 KiB of W_hh where the threads would meet at each step.
 SIDE_BY_SIDE = {
-    ("RNN_TANH", (37, 500, 2, 2), 2): False,
-    ("RNN_TANH", (38, 500, 2, 2), 2): True,
-    ("RNN_TANH", (38, 500, 2, 2), 1): False,
+    ("RNN_TANH", (1, 688, 2, 2), 2): False,
+    ("RNN_TANH", (1, 689, 2, 2), 2): True,
+    ("RNN_TANH", (1, 689, 2, 2), 1): False,
     ("LSTM", (100, 1, 63, 63), 2): True,
     ("LSTM", (100, 1, 63, 63), 8): True,
     ("LSTM", (100, 2, 63, 63), 3): False,
@@ -326,7 +333,7 @@ def test_stacks() -> None:
     ]
     assert "other matrices packed" in text  # W_hr
     # What a layer reads counts: C = 2 is too little for a team, 30 is not.
-    layers = plan(rnnext.RNN(2, 30, num_layers=2), 10, 20, threads=2)
+    layers = plan(rnnext.RNN(2, 30, num_layers=2), 20, 20, threads=2)
     assert ["1 thread (small)" in line for line in layers.splitlines()] == [
         True,
         True,

@@ -15,8 +15,12 @@ constexpr int64_t kOwnRows = 8;
 constexpr double kLargeWeights = 0.375;
 // Those of one scan stay in the cache of a processor's own, with all else that it reads, if they take at most this part.
 constexpr double kOwnWeights = 0.5;
-// Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team.
-constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 300000;
+// Multiply-adds for each thread that are worth a meeting of the team; in all, that are worth a team, which costs little where
+// processors share a cache and as much as 40 microseconds where not; and where one processor's own cache does not hold the
+// weights.
+constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 700000, kWorthTeamForLarge = 300000;
+// What a row of a step takes besides its multiply-adds, in these.
+constexpr int64_t kRowWork = 500;
 // How many times the threads must have in their hands what one would do alone, for layers to go side by side.
 constexpr double kWorthLayersApart = 1.4;
 // Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds (what it
@@ -31,10 +35,19 @@ constexpr int64_t kManyAtOnce = 16, kWorthPackingForFew = 18, kMostForFew = 64;
 constexpr double kWorthRounding = 24;
 
 // Of sizes that need not belong to tensors: in double, sums do not overflow.
-double work_of(const Shape& shape, const Steps& steps) {
+double weights_of(const Shape& shape) {
   int64_t columns = shape.gate_columns();
   for (int k = 0; k < shape.cell->products; ++k) columns += shape.width(shape.cell->product[k].to);
-  return static_cast<double>(steps.total()) * columns * (shape.C + shape.H());
+  return static_cast<double>(columns) * (shape.C + shape.H());
+}
+
+// In multiply-adds.
+double work_of(const Shape& shape, const Steps& steps) {
+  return steps.total() * (weights_of(shape) + kRowWork);
+}
+
+double work_worth_team(const Shape& shape, int64_t bytes, const Machine& machine) {
+  return weights_of(shape) * bytes > machine.caches.own ? kWorthTeamForLarge : kWorthTeam;
 }
 
 double recurrent_weights(const Shape& shape) {
@@ -77,7 +90,7 @@ Partition by_rows(const Steps& steps, int threads) {
 Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
   const int threads = machine.threads;
   if (threads == 1) return Reason::kAlone;
-  if (work_of(shape, steps) < kWorthTeam) return Reason::kSmall;
+  if (work_of(shape, steps) < work_worth_team(shape, bytes, machine)) return Reason::kSmall;
   const double weights = recurrent_weights(shape), share = weights * bytes / machine.caches.own;
   const double few_rows = share <= kOwnWeights ? kFewRowsOfOwn : share <= kSmallWeights ? kFewRowsOfSmall : kFewRows;
   const bool few = steps.N < few_rows * threads;
@@ -129,7 +142,7 @@ bool worth_apart(const Shape& shape, const Steps& steps, int64_t bytes, int64_t 
   const int64_t threads = machine.threads, used = std::min(scans, threads);
   switch (reason_of(shape, steps, bytes, machine)) {
     case Reason::kSmall:
-      return scans * work_of(shape, steps) >= kWorthTeam;
+      return scans * work_of(shape, steps) >= work_worth_team(shape, bytes, machine);
     case Reason::kMeetings:
       return used == threads || used > steps.N;
     case Reason::kFew:
