@@ -56,7 +56,7 @@ struct BackwardBuffers {
   // As Shape::gradients; parameters that are summed have no columns, and rows have an odd number of cache lines: a column's
   // values, which the gradients of the weights read, would share few places of a cache at a power of two.
   Layout gradient_layout;
-  Layout param_layout;     // of those
+  Layout param_layout;  // of those
   Layout value_layout, operand_layout;
   T* zeros = nullptr;       // as wide as the widest state
   T* gradients = nullptr;   // [rows of a block, gradient columns]
