@@ -142,8 +142,8 @@ def test_second_derivatives_by_depth(cell: str, threads: None) -> None:
 # Directions, or layers; with sequences that end in several time blocks, and masks whose rows begin
 # anywhere.
 SIDE_BY_SIDE = (
-    Case(T=90, N=1, C=16, H=40, L=2, D=2, dropout=0.3),
-    Case(T=50, N=3, C=9, H=50, D=2, lengths=(50, 41, 3), h0=False),
+    Case(T=140, N=1, C=16, H=40, L=2, D=2, dropout=0.3),
+    Case(T=60, N=3, C=9, H=50, D=2, lengths=(60, 47, 3), h0=False),
     Case(T=130, N=1, C=16, H=40, L=2),
     Case(T=211, N=2, C=9, H=37, L=3, dropout=0.3),
     Case(T=90, N=3, C=9, H=50, L=4, lengths=(90, 61, 3), h0=False),
