@@ -61,6 +61,7 @@ def test_a_run_stands_alone(
     monkeypatch.chdir(tmp_path)
     argv = ["train", "--data", data, "--cell", f"my_cells.py:{name}", "--cell-options", *options]
     sizes = "--embedding 8 --hidden 16 --tied --batch-size 4 --bptt 7 --epochs 2 --threads 1"
+    sizes += " --lr 4"  # at 20, seeds and last digits end anywhere between 4 and 130
     tied = name == "Projected"  # only there the layers' output is as wide as the embedding
     report = printed(capsys, *argv, *(w for w in sizes.split() if tied or w != "--tied"))
     run = Path(f"runs/{name.lower()}-1")
