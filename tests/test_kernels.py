@@ -103,7 +103,7 @@ def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) ->
 @cells
 @pytest.mark.parametrize("count", [2, 3])
 def test_one_sequence_by_depth(cell: str, count: int, threads: None, poisoned_memory: None) -> None:
-    """Weights of more than the threads' own caches (up to 2 MiB each), with two gradients of x."""
+    """W_hh is more than the threads' own caches hold, up to 2 MiB each."""
     torch.set_num_threads(count)
     data = Data(cell, Case(T=70, N=1, C=9, H=901))
     expected = data.reference()

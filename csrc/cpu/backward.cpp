@@ -33,7 +33,7 @@ struct Shared : BackwardBuffers<T> {
   const Partition& partition = plan.partition;
   WeightMatrices<T> weights;
   std::vector<StepProduct<T>> products;
-  std::vector<StepProduct<T>> products_by_depth;  // of W_hh; their targets begin at column 0 of sums_by_depth
+  std::vector<StepProduct<T>> products_by_depth;  // of W_hh; sums_by_depth come between them and their targets
   T* sums_by_depth = nullptr;                     // [2][parts][streams][columns of W_hh]
   WeightGradients<T> weight_gradients;
   Workspace<T> workspace;
