@@ -137,7 +137,9 @@ def test_the_reference_takes_weights_in_bfloat16_too() -> None:
 @pytest.mark.parametrize("threads_used", [1, 2, 3])
 def test_weights_kept_in_bfloat16_on_several_threads(threads_used: int, threads: None) -> None:
     torch.set_num_threads(threads_used)
-    for case in (Case(T=20, N=1, C=65, H=330), Case(T=1, N=1, C=512, H=129)):
+    # By units; each on its own, in one block and in three.
+    own = (Case(T=20, N=26, C=33, H=65), Case(T=80, N=26, C=33, H=65))
+    for case in (Case(T=20, N=1, C=65, H=330), Case(T=1, N=1, C=512, H=129), *own):
         test_weights_kept_in_bfloat16("GRU", case, None)
 
 

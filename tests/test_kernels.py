@@ -18,6 +18,7 @@ from cases import (
     PACKED,
     Case,
     Data,
+    data_of,
     error,
     spread,
     torch_nn,
@@ -87,7 +88,6 @@ def test_a_repeat_has_the_same_bits(cell: str, dtype: torch.dtype, case: Case) -
 def test_any_number_of_threads_is_right(cell: str, count: int, threads: None) -> None:
     torch.set_num_threads(count)
     few = (Case(T=20, N=1, C=9, H=200), *(Case(T=20, N=n, C=9, H=100, D=2) for n in (5, 7)), PACKED)
-    # With so many each thread makes all products of its own sequences.
     lengths = (90, 90, 90, 81, 80, 77, *[60] * 10, 35, 35, 33, *[12] * 5, 1, 1)
     many = (
         Case(T=40, N=26, C=9, H=33, L=2, D=2),
@@ -121,22 +121,63 @@ def test_a_part_without_units_has_no_products(threads: None, poisoned_memory: No
         assert error(result[name], expected[name]) < 1e-12, name
 
 
+def second_derivatives(data: Data) -> list[torch.Tensor]:
+    inputs = data.inputs(torch.float64)
+    outputs = ops.rnn(data.cell, *data.split(inputs), **data.options)
+    grads = torch.autograd.grad(outputs[0].sin().sum(), inputs, create_graph=True)
+    return list(torch.autograd.grad(sum(g.square().sum() for g in grads), inputs))
+
+
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_second_derivatives_by_depth(cell: str, threads: None) -> None:
     data = Data(cell, Case(T=5, N=1, C=9, H=601))
-    inputs = data.inputs(torch.float64)
-
-    def second() -> list[torch.Tensor]:
-        outputs = ops.rnn(cell, *data.split(inputs), **data.options)
-        grads = torch.autograd.grad(outputs[0].sin().sum(), inputs, create_graph=True)
-        return list(torch.autograd.grad(sum(g.square().sum() for g in grads), inputs))
-
     results = []
     for count in (1, 2):
         torch.set_num_threads(count)
-        results.append(second())
+        results.append(second_derivatives(data))
     for alone, together in zip(*results, strict=True):
         assert error(together, alone) < 1e-12
+
+
+# Blocks of unequal length, which threads need not be in together, and masks whose rows begin
+# anywhere; sequences that end in any block; one block; few sequences a thread.
+ON_THEIR_OWN = (
+    Case(T=101, N=26, C=9, H=33, L=2, dropout=0.3),
+    Case(T=90, N=36, C=9, H=40, D=2, lengths=(*[90] * 6, *[61] * 12, *[30] * 14, 8, 7, 1, 1)),
+    Case(T=25, N=30, C=20, H=21, h0=False, bias=False),
+    Case(T=400, N=6, C=8, H=17),
+)
+
+
+@pytest.mark.parametrize("cell", [*CELLS, "Everything", "Spread", "SLSTM"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("case", ON_THEIR_OWN, ids=str)
+def test_each_thread_on_its_own(
+    cell: str, case: Case, count: int, threads: None, poisoned_memory: None
+) -> None:
+    torch.set_num_threads(count)
+    data = data_of(cell, case)
+    call = (data.cell, case.T, case.N, case.C, [case.H, *data.sizes], case.heads, data.batch_sizes)
+    told = torch.ops.rnnext.plan(*call, dtype=torch.float64, threads=count)
+    assert told.count("by rows (many), each on its own") == 2
+    expected = data.reference()
+    first, again = (data.run(ops.rnn, torch.float64) for _ in range(2))
+    kept = data.run(partial(ops.rnn, checkpoint_every=37), torch.float64)
+    for name in data.names:
+        assert error(first[name], expected[name]) < 1e-12, name
+        assert torch.equal(first[name], again[name]), name
+        assert torch.equal(first[name], kept[name]), name
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "Everything"])
+def test_second_derivatives_on_their_own(cell: str, threads: None) -> None:
+    data = data_of(cell, Case(T=31, N=40, C=9, H=12))
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(second_derivatives(data))
+    for alone, *others in zip(*results, strict=True):
+        assert all(error(other, alone) < 1e-12 for other in others)
 
 
 # Directions, or layers; with sequences that end in several time blocks, and masks whose rows begin

@@ -29,7 +29,8 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     # A team: 1378 * (2 * (2 + 2) + 500) = 700,024;
     ("RNN_TANH", (1, 1377, 2, 2), 2): (f"1 thread (small); {PACKED}; time blocks of 1 step",),
     ("RNN_TANH", (1, 1378, 2, 2), 2): (
-        f"2 threads by rows (many): 0-688, 689-1377; {PACKED}; time blocks of 1 step",
+        f"2 threads by rows (many), each on its own: 0-688, 689-1377; {PACKED}; "
+        "time blocks of 1 step",
     ),
     ("LSTM", (1, 1, 64, 64), 2): (f"1 thread (small); {IN_PLACE}; time blocks of 1 step",),
     # 2 * (4 * 182 * 364 + 500) = 530,984, of weights of more than 1 MiB, which 181 are not.
@@ -56,7 +57,26 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         f"2 threads by units (few): 0-95, 96-181; {PACKED}; time blocks of 80 steps",
     ),
     ("LSTM", (80, 6, 182, 182), 2): (
+        f"2 threads by rows (many), each on its own: 0-2, 3-5; {PACKED}; time blocks of 80 steps",
         f"2 threads by rows (many): 0-2, 3-5; {PACKED}; time blocks of 80 steps",
+    ),
+    # A thread is on its own if it has at most 1.1 times its share of the rows: 6 of 11, not 5 of 9;
+    ("GRU", (200, 9, 64, 64), 2): (
+        f"2 threads by rows (many): 0-4, 5-8; {PACKED}; time blocks of 67 steps",
+    ),
+    ("GRU", (200, 11, 64, 64), 2): (
+        f"2 threads by rows (many), each on its own: 0-5, 6-10; {PACKED}; time blocks of 67 steps",
+    ),
+    # in the backward, if these hand over as many values, T * N * (4 * 64 + 64 + 64), as the
+    # gradients of the weights have for all threads, 2 * 4 * 64 * (64 + 64).
+    ("LSTM", (17, 10, 64, 64), 2): (
+        f"2 threads by rows (many), each on its own: 0-4, 5-9; {PACKED}; time blocks of 17 steps",
+        "2 threads by rows (many): 0-4, 5-9; W_ih in place, W_hh packed; time blocks of 17 steps",
+    ),
+    ("LSTM", (18, 10, 64, 64), 2): (
+        f"2 threads by rows (many), each on its own: 0-4, 5-9; {PACKED}; time blocks of 18 steps",
+        "2 threads by rows (many), each on its own: 0-4, 5-9; W_ih in place, W_hh packed; "
+        "time blocks of 18 steps",
     ),
     # and 4 for weights of more than 2 MiB: 4 * 363^2 * 4 bytes are above it, 362^2 below.
     ("LSTM", (60, 7, 362, 362), 2): (
@@ -66,10 +86,12 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         f"2 threads by units (few): 0-175, 176-362; {PACKED}; time blocks of 60 steps",
     ),
     ("LSTM", (60, 8, 363, 363), 2): (
+        f"2 threads by rows (many), each on its own: 0-3, 4-7; {PACKED}; time blocks of 60 steps",
         f"2 threads by rows (many): 0-3, 4-7; {PACKED}; time blocks of 60 steps",
     ),
     # Weights: 4 * 887^2 * 4 bytes are above 12 MiB, 886^2 below.
     ("LSTM", (35, 20, 886, 886), 2): (
+        f"2 threads by rows (many), each on its own: 0-9, 10-19; {PACKED}; time blocks of 35 steps",
         f"2 threads by rows (many): 0-9, 10-19; {PACKED}; time blocks of 35 steps",
     ),
     ("LSTM", (35, 20, 887, 887), 2): (
@@ -270,13 +292,18 @@ def test_float64_weights_are_twice_as_large() -> None:
         lines(torch.ops.rnnext.plan(*sizes, dtype=dtype, threads=2, caches=CACHES))[0].split(":")[0]
         for dtype in (torch.float32, torch.float64)
     ]
-    assert kinds == ["2 threads by rows (many)", "2 threads by units (large)"]
+    assert kinds == [
+        "2 threads by rows (many), each on its own",
+        "2 threads by units (large)",
+    ]
 
 
 def test_lengths_share_out_steps_not_sequences() -> None:
     layer = rnnext.LSTM(64, 64)
-    assert "by rows (many): 0-0, 1-9;" in plan(layer, 90, 10, [90] + [10] * 9, threads=2)
-    assert "by rows (many): 0-4, 5-9;" in plan(layer, 90, 10, [90] * 10, threads=2)
+    own = "by rows (many), each on its own"
+    assert f"{own}: 0-0, 1-9;" in plan(layer, 90, 10, [90] + [10] * 9, threads=2)
+    assert f"{own}: 0-4, 5-9;" in plan(layer, 90, 10, [90] * 10, threads=2)
+    assert "by rows (many): 0-0, 1-9;" in plan(layer, 90, 10, [90] + [5] * 9, threads=2)
     assert plan(layer, 90, 10, [90] * 10, 2) == plan(layer, 90, 10, threads=2)
     # Steps that no sequence has do not count.
     assert plan(layer, 90, 10, torch.full((10,), 7)) == plan(layer, 7, 10)
@@ -465,4 +492,5 @@ def test_sizes_beyond_all_memory_do_not_overflow() -> None:
     text = torch.ops.rnnext.plan("LSTM", most, most, most, [most], dtype=torch.float64, threads=3)
     assert "3 threads by units (large)" in text
     text = torch.ops.rnnext.plan("LSTM", most, most, 1, [1], dtype=torch.float64, threads=3)
-    assert "(many): 0-715827882, 715827883-1431655764, 1431655765-2147483646;" in text
+    parts = "0-715827882, 715827883-1431655764, 1431655765-2147483646"
+    assert f"(many), each on its own: {parts};" in text

@@ -1,3 +1,4 @@
+#include "cpu/part_sums.h"
 #include "cpu/products.h"
 #include "cpu/registry.h"
 #include "cpu/scan.h"
@@ -35,18 +36,22 @@ struct Shared : BackwardBuffers<T> {
   std::vector<StepProduct<T>> products;
   std::vector<StepProduct<T>> products_by_depth;  // of W_hh; sums_by_depth come between them and their targets
   T* sums_by_depth = nullptr;                     // [2][parts][streams][columns of W_hh]
-  WeightGradients<T> weight_gradients;
+  BlockRows rows = block_rows_of(p, plan);
+  PartSums<T> part_sums{p, rows.groups()};
+  std::vector<WeightGradients<T>> weight_gradients;  // of each group
   Workspace<T> workspace;
 
   explicit Shared(const ScanBackward<T>& params)
-      : BackwardBuffers<T>(params.shape, true),
-        p(params),
-        weights{.transposed = false},
-        weight_gradients(params, *this, plan.threads) {
+      : BackwardBuffers<T>(params.shape, true), p(params), weights{.transposed = false} {
     this->each(shape, p.steps, [&](T** buffer, int64_t count) { workspace.add(buffer, count); });
     add_weights();
     weights.add_buffers(workspace);
-    weight_gradients.add_buffers(workspace);
+    const int64_t groups = rows.groups();
+    weight_gradients.reserve(groups);
+    for (int64_t g = 0; g < groups; ++g) {
+      weight_gradients.emplace_back(part_sums.of(g), *this, g, groups == 1 ? plan.threads : 1);
+      weight_gradients.back().add_buffers(rows, workspace);
+    }
     workspace.add(&sums_by_depth, plan.by_depth ? 2 * partition.parts * cell.streams * sum_columns() : 0);
     workspace.allocate();
     list_products();
@@ -160,22 +165,20 @@ struct Shared : BackwardBuffers<T> {
 template <class T>
 class Backward {
  public:
-  Backward(Shared<T>& shared, const Team& team) : s_(shared), p_(shared.p), team_(team) {}
+  Backward(Shared<T>& shared, const Team& team) : s_(shared), p_(shared.p), team_(team), rows_(shared.rows) {}
 
   void begin() {
     s_.weights.pack(team_);
-    s_.weight_gradients.begin(team_);
+    each_group(team_, rows_, [&](const Team& team, int64_t group) { s_.weight_gradients[group].begin(team, rows_); });
     team_.sync();
   }
 
   void begin_block(int64_t block) {
-    const Range rows = p_.steps.rows_of(block);
-    first_row_ = rows.begin;
-    if (p_.links) p_.links->take(rows);
-    if (s_.cell.noises) {
-      draw_noise(team_, p_, block, s_.noise);
-      team_.sync();
-    }
+    rows_.begin_block(block);
+    if (p_.links) p_.links->take(p_.steps.rows_of(block));
+    if (!s_.cell.noises) return;
+    each_group(team_, rows_, [&](const Team& team, int64_t group) { draw_noise(team, p_, rows_, group, s_.noise); });
+    if (!s_.plan.own_rows) team_.sync();
   }
 
   void run(Range steps) {
@@ -184,31 +187,39 @@ class Backward {
 
   // dx = da_x W_ih; of two streams as in list_products.
   void input_gradient(int64_t block) {
-    if (!s_.plan.own_rows) team_.sync();  // the gradients of the whole block are there
+    const bool own = s_.plan.own_rows;
+    if (!own) team_.sync();  // the gradients of the whole block are there
     if (!p_.dx[0]) return;
     const Range rows = p_.steps.rows_of(block);
-    for (int target = 0; target < s_.cell.streams; ++target) {
-      for (int source = target; source < s_.cell.streams; ++source) {
-        const Rows<const T> da{s_.gradients + s_.column(source, 0), s_.gradient_layout.columns};
-        const RightMatrix<T>& w = s_.weights.ih[source - target].matrix;
-        const Rows<T> dx = p_.dx[target].from(rows.begin);
-        const bool accumulate = p_.accumulate_dx || source != target;
-        if (!s_.plan.own_rows) {
-          w.multiply(team_, rows.size(), da, dx, accumulate);
-          continue;
+    each_group(team_, rows_, [&](const Team& team, int64_t group) {
+      for (int target = 0; target < s_.cell.streams; ++target) {
+        for (int source = target; source < s_.cell.streams; ++source) {
+          const Rows<const T> all{s_.gradients + s_.column(source, 0), s_.gradient_layout.columns};
+          const Rows<const T> da = all.from(rows_.of(group).begin);
+          const RightMatrix<T>& w = s_.weights.ih[source - target].matrix;
+          const bool accumulate = p_.accumulate_dx || source != target;
+          if (own) {
+            w.multiply(rows_.outside(group), RightMatrix<T>::Apart::kC, da, p_.dx[target], accumulate);
+          } else {
+            w.multiply(team, rows.size(), da, p_.dx[target].from(rows.begin), accumulate);
+          }
         }
-        team_.each(s_.partition.parts, [&](int64_t part) {
-          w.multiply(rows_of_sequences(p_.steps, block, s_.partition.sequences[part]), da, dx, accumulate);
-        });
       }
-    }
+    });
     if (p_.links) p_.links->give(rows);
   }
 
-  void weight_gradients(int64_t block, bool first) {
-    if (s_.plan.own_rows) team_.sync();
-    s_.weight_gradients.add_block(team_, block, first && !p_.accumulate_dw);
-    team_.sync();  // the gradients and the panels may be written again
+  void weight_gradients(int64_t, bool first) {
+    each_group(team_, rows_, [&](const Team& team, int64_t group) {
+      s_.weight_gradients[group].add_block(team, rows_, first && !p_.accumulate_dw);
+    });
+    if (!s_.plan.own_rows) team_.sync();  // the gradients and the panels may be written again
+  }
+
+  void end() {
+    if (!s_.plan.own_rows || p_.goes_on) return;
+    team_.sync();
+    s_.part_sums.add_up(team_);
   }
 
  private:
@@ -221,10 +232,10 @@ class Backward {
         const Range sequences = partition.sequences[part].below(alive.end);
         add_gradients(t, sequences);
         for (int i = 0; i < stages; ++i) {
-          products(i, t, sequences, 0);
-          stage(i, t, sequences, {0, width_of(i)});
+          products(i, t, sequences, part);
+          stage(i, t, sequences, {0, width_of(i)}, part);
         }
-        products(stages, t, sequences, 0);
+        products(stages, t, sequences, part);
       });
       return;
     }
@@ -260,7 +271,7 @@ class Backward {
       for (const StepProduct<T>& product : s_.products_by_depth) {
         const Range depths = share_of(product.depths, part, parts);
         if (!depths.size()) continue;
-        const Rows<const T> gradient = this->gradient(t, product).from(0, depths.begin - product.depths.begin);
+        const Rows<const T> gradient = this->gradient(t, product, part, 0).from(0, depths.begin - product.depths.begin);
         fetch(gradient, 1, depths.size());
         product.matrix->multiply(1, gradient, depths, {s_.sum_by_depth(t, part, product.stream), width}, true, 0, 1);
       }
@@ -298,39 +309,43 @@ class Backward {
 
   void products(int stage, int64_t t, Range sequences, int64_t part) const {
     if (!sequences.size()) return;
+    const int64_t piece = s_.partition.by_units ? part : 0;
     for (const StepProduct<T>& product : s_.products) {
       if (product.before != stage || !product.depths.size()) continue;
-      const Rows<const T> gradient = this->gradient(t, product).from(sequences.begin);
+      const Rows<const T> gradient = this->gradient(t, product, part, sequences.begin);
       if (s_.partition.by_units) fetch(gradient, sequences.size(), product.depths.size());
       product.matrix->multiply(sequences.size(), gradient, product.depths, product.target.from(sequences.begin),
-                               product.accumulate, part, part + 1);
+                               product.accumulate, piece, piece + 1);
     }
   }
 
-  Rows<const T> gradient(int64_t t, const StepProduct<T>& product) const {
-    return Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(p_.steps.first(t) - first_row_,
-                                                                        product.gradient);
+  // From sequence n of a part on.
+  Rows<const T> gradient(int64_t t, const StepProduct<T>& product, int64_t part, int64_t n) const {
+    return Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(row(part, t, n), product.gradient);
   }
+
+  int64_t row(int64_t part, int64_t t, int64_t n) const { return rows_.at(s_.plan.own_rows ? part : 0, t, n); }
 
   // Sequences that began before t find their last state among the outputs, the others at the initial state.
-  void stage(int number, int64_t t, Range sequences, Range units) const {
+  void stage(int number, int64_t t, Range sequences, Range units, int64_t part = 0) const {
     const int64_t continued = p_.steps.continued(t);
-    stage(number, t, sequences.below(continued), units, true);
-    stage(number, t, {std::max(sequences.begin, continued), sequences.end}, units, false);
+    stage(number, t, sequences.below(continued), units, part, true);
+    stage(number, t, {std::max(sequences.begin, continued), sequences.end}, units, part, false);
   }
 
-  void stage(int number, int64_t t, Range sequences, Range units, bool continued) const {
+  void stage(int number, int64_t t, Range sequences, Range units, int64_t part, bool continued) const {
     if (!sequences.size() || !units.size()) return;
     const T* params[kMaxParams];
     params_of(p_, params);
-    const StepBackward<T> step = backward_step<T>(p_, s_, first_row_, t, sequences, units, continued, params);
+    const StepBackward<T> step =
+        backward_step<T>(p_, s_, row(part, t, sequences.begin), t, sequences, units, continued, params);
     s_.functions.backward[number](step);
   }
 
   Shared<T>& s_;
   const ScanBackward<T>& p_;
   const Team team_;
-  int64_t first_row_ = 0;
+  BlockRows rows_;
 };
 
 }  // namespace
@@ -341,6 +356,7 @@ void scan_backward(const ScanBackward<T>& params) {
   run_team(shared.plan.threads, [&](const Team& team) {
     Backward<T> backward(shared, team);
     rnnext::scan_backward(backward, params.steps);
+    backward.end();
   });
 }
 

@@ -117,7 +117,8 @@ struct Shared : ForwardBuffers<T> {
 template <class T>
 class Forward {
  public:
-  Forward(Shared<T>& shared, const Team& team) : s_(shared), p_(shared.p), team_(team) {}
+  Forward(Shared<T>& shared, const Team& team)
+      : s_(shared), p_(shared.p), team_(team), rows_(block_rows_of(shared.p, shared.plan)) {}
 
   void begin() {
     if (team_.rank == 0) start();
@@ -126,27 +127,26 @@ class Forward {
   }
 
   void project_input(int64_t block) {
-    const bool meets = !s_.plan.own_rows || s_.cell.noises;
-    if (meets) team_.sync();  // the last block's projections have been used
+    const bool own = s_.plan.own_rows;
+    if (!own) team_.sync();  // the last block's projections have been used
     const Range rows = p_.steps.rows_of(block);
-    first_row_ = rows.begin;
+    rows_.begin_block(block);
     if (p_.links) p_.links->take(rows);
-    for (int target = 0; target < s_.cell.streams; ++target) {
-      for (int source = target; source >= 0; --source) {
-        const RightMatrix<T>& w = s_.weights.ih[target - source].matrix;
-        const Rows<const T> x = p_.x[source].from(rows.begin);
-        const Rows<T> x_part{s_.x_part[target], s_.shape.gate_columns()};
-        if (!s_.plan.own_rows) {
-          w.multiply(team_, rows.size(), x, x_part, source != target);
-          continue;
+    each_group(team_, rows_, [&](const Team& team, int64_t group) {
+      for (int target = 0; target < s_.cell.streams; ++target) {
+        const Rows<T> x_part = Rows<T>{s_.x_part[target], s_.shape.gate_columns()}.from(rows_.of(group).begin);
+        for (int source = target; source >= 0; --source) {
+          const RightMatrix<T>& w = s_.weights.ih[target - source].matrix;
+          if (own) {
+            w.multiply(rows_.outside(group), RightMatrix<T>::Apart::kA, p_.x[source], x_part, source != target);
+          } else {
+            w.multiply(team, rows.size(), p_.x[source].from(rows.begin), x_part, source != target);
+          }
         }
-        team_.each(s_.partition.parts, [&](int64_t part) {
-          w.multiply(rows_of_sequences(p_.steps, block, s_.partition.sequences[part]), x, x_part, source != target);
-        });
       }
-    }
-    draw_noise(team_, p_, block, s_.noise);
-    if (meets) team_.sync();
+      draw_noise(team, p_, rows_, group, s_.noise);
+    });
+    if (!own) team_.sync();
   }
 
   void keep_checkpoint(int64_t segment) {
@@ -178,7 +178,7 @@ class Forward {
         const Range sequences = partition.sequences[part].below(alive.end);
         for (int i = 0; i < s_.cell.forward_stages; ++i) {
           products(i, sequences, 0);
-          stage(i, t, sequences, {0, width_of(i)});
+          stage(i, t, sequences, {0, width_of(i)}, part);
         }
         keep_states(t, sequences);
       });
@@ -241,18 +241,19 @@ class Forward {
     }
   }
 
-  void stage(int number, int64_t t, Range sequences, Range units) const {
+  void stage(int number, int64_t t, Range sequences, Range units, int64_t part = 0) const {
     if (!sequences.size() || !units.size()) return;
     const T* params[kMaxParams];
     params_of(p_, params);
-    const StepForward<T> step = forward_step<T>(p_, s_, first_row_, t, sequences, units, params);
+    const int64_t row = rows_.at(s_.plan.own_rows ? part : 0, t, sequences.begin);
+    const StepForward<T> step = forward_step<T>(p_, s_, row, t, sequences, units, params);
     s_.functions.forward[number](step);
   }
 
   Shared<T>& s_;
   const ScanForward<T>& p_;
   const Team team_;
-  int64_t first_row_ = 0;
+  BlockRows rows_;
 };
 
 }  // namespace

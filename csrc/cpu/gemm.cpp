@@ -206,36 +206,61 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
   }
 }
 
+// Chunks of rows from one range after the other: products with as many rows as others have, however few are in a range.
 template <class T>
-void RightMatrix<T>::multiply(const std::vector<Range>& rows, Rows<const T> a, Rows<T> c, bool accumulate) const {
+void RightMatrix<T>::multiply(const std::vector<Range>& ranges, Apart apart, Rows<const T> a, Rows<T> c,
+                              bool accumulate) const {
+  std::vector<Range> some;
+  Range together{0, 0};
+  const auto multiply = [&] {
+    chunk_product(some, together, apart, a, c, accumulate);
+    some.clear();
+    together.begin = together.end;
+  };
+  for (Range range : ranges) {
+    while (range.size() > 0) {
+      const int64_t count = std::min(range.size(), kRowChunk - together.size());
+      some.push_back({range.begin, range.begin + count});
+      range.begin += count;
+      together.end += count;
+      if (together.size() == kRowChunk) multiply();
+    }
+  }
+  if (together.size() > 0) multiply();
+}
+
+template <class T>
+void RightMatrix<T>::chunk_product(const std::vector<Range>& ranges, Range together, Apart apart, Rows<const T> a,
+                                   Rows<T> c, bool accumulate) const {
+  const int64_t rows = together.size(), a_row = apart == Apart::kA ? ranges[0].begin : together.begin;
+  const bool copies_a = apart == Apart::kA && ranges.size() > 1, copies_c = apart == Apart::kC && ranges.size() > 1;
+  Rows<T> into = c.from(apart == Apart::kC ? ranges[0].begin : together.begin);
+  const auto each_row = [&](auto work) {
+    int64_t i = 0;
+    for (const Range& range : ranges) {
+      for (int64_t row = range.begin; row < range.end; ++row) work(row, i++);
+    }
+  };
+  if (copies_c) {
+    into = scratch<T>(rows, columns_);
+    if (accumulate) each_row([&](int64_t row, int64_t i) { std::copy_n(c[row], columns_, into[i]); });
+  }
   const Range depths{0, depth_};
-  if constexpr (std::is_same_v<T, float>) {
-    if (packing_ == Packing::kBFloat16) {  // some ranges after others, so that each row is rounded once
-      for (auto next = rows.begin(); next != rows.end();) {
-        std::vector<Range> some;
-        for (int64_t count = 0; next != rows.end() && count < kRowChunk; ++next) {
-          some.push_back(*next);
-          count += next->size();
-        }
-        const Rows<const BFloat16> rounded = this->rounded(some, a, depths);
-        for (const Panel& panel : panels_) {
-          int64_t first = 0;
-          for (const Range& range : some) {
-            panel_product(range.size(), rounded.from(first), depths, c.from(range.begin), accumulate, panel);
-            first += range.size();
-          }
-        }
-      }
-      return;
+  const auto multiply = [&](auto left) {
+    for (const Panel& panel : panels_) panel_product(rows, left, depths, into, accumulate, panel);
+  };
+  if (packing_ == Packing::kBFloat16) {
+    if constexpr (std::is_same_v<T, float>) {
+      multiply(rounded(copies_a ? ranges : std::vector<Range>{{a_row, a_row + rows}}, a, depths));
     }
+  } else if (copies_a) {
+    const Rows<T> copy = scratch<T>(rows, depth_);
+    each_row([&](int64_t row, int64_t i) { std::copy_n(a[row], depth_, copy[i]); });
+    multiply(Rows<const T>(copy));
+  } else {
+    multiply(a.from(a_row));
   }
-  for (const Panel& panel : panels_) {
-    for (const Range& range : rows) {
-      for (int64_t r = range.begin; r < range.end; r += kRowChunk) {
-        panel_product(std::min(kRowChunk, range.end - r), a.from(r), depths, c.from(r), accumulate, panel);
-      }
-    }
-  }
+  if (copies_c) each_row([&](int64_t row, int64_t i) { std::copy_n(into[i], columns_, c[row]); });
 }
 
 template <class T>

@@ -79,8 +79,10 @@ class RightMatrix {
   void multiply(int64_t rows, Rows<const T> a, Range depths, Rows<T> c, bool accumulate, int64_t first_piece,
                 int64_t last_piece) const;
 
-  // C (+)= A B on some ranges of rows, by this thread alone.
-  void multiply(const std::vector<Range>& rows, Rows<const T> a, Rows<T> c, bool accumulate) const;
+  // C (+)= A B by this thread alone, where the rows of A, or those of C, are some ranges, and those of the other one lie
+  // together.
+  enum class Apart { kA, kC };
+  void multiply(const std::vector<Range>& ranges, Apart apart, Rows<const T> a, Rows<T> c, bool accumulate) const;
 
   // C (+)= A B, shared out over the team; they do not meet after it.
   void multiply(const Team& team, int64_t rows, Rows<const T> a, Rows<T> c, bool accumulate) const;
@@ -100,6 +102,8 @@ class RightMatrix {
   template <class Left>
   void panel_product(int64_t rows, Rows<const Left> a, Range depths, Rows<T> c, bool accumulate,
                      const Panel& panel) const;
+  void chunk_product(const std::vector<Range>& ranges, Range together, Apart apart, Rows<const T> a, Rows<T> c,
+                     bool accumulate) const;
   Rows<const BFloat16> rounded(const std::vector<Range>& rows, Rows<const T> a, Range depths) const;
   int64_t item_at(int64_t work, int64_t rows) const;
 

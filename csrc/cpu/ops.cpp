@@ -127,9 +127,10 @@ std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::Int
     }
   }
   const auto line = [&](Pass pass) {
-    const bool together = *apart && !(checkpoints && pass == Pass::kBackward);  // segments go one after the other
+    const bool backward = pass == Pass::kBackward;
+    const bool together = *apart && !(checkpoints && backward);  // segments go one after the other
     const Machine used{together ? 1 : machine.threads, machine.caches};
-    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, used);
+    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, used, *apart && backward);
     return (together ? apart : "") + to_string(plan, scan.shape, scan.steps);
   };
   return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);

@@ -8,9 +8,8 @@ namespace {
 // With fewer sequences a thread than this, a product is bound by reading the weights; where these take at most so many
 // times what the cache of a processor's own holds; and where they stay there.
 constexpr double kFewRows = 4, kFewRowsOfSmall = 3, kSmallWeights = 2, kFewRowsOfOwn = 1.5;
-// Sequences of a thread's own at which products of a whole block lose nothing by going from step to step. (Of packed
-// ones there are fewer and fewer.)
-constexpr int64_t kOwnRows = 8;
+// A thread that has more than so many times its share of the rows leaves what can be shared out to the team.
+constexpr double kFairShare = 1.1;
 // Recurrent weights that take a larger part of the largest cache than this leave it between two steps.
 constexpr double kLargeWeights = 0.375;
 // Those of one scan stay in the cache of a processor's own, with all else that it reads, if they take at most this part.
@@ -65,6 +64,21 @@ std::vector<int64_t> steps_before(const Steps& steps) {
   before[0] = 0;
   for (int64_t n = 0; n < steps.N; ++n) before[n + 1] += before[n];
   return before;
+}
+
+// Rows of a part's sequences in all.
+int64_t rows_of_part(const Steps& steps, Range sequences) {
+  if (!steps.offsets) return steps.T * sequences.size();
+  int64_t rows = 0;
+  for (int64_t t = 0; t < steps.T; ++t) rows += sequences.below(steps.rows(t)).size();
+  return rows;
+}
+
+// Whether no part has much more to do than another.
+bool fair(const Steps& steps, const Partition& partition) {
+  const double most = kFairShare * steps.total() / partition.parts;
+  return std::all_of(partition.sequences.begin(), partition.sequences.end(),
+                     [&](Range sequences) { return rows_of_part(steps, sequences) <= most; });
 }
 
 // Equal numbers of steps, not of sequences: the first sequences are the longest.
@@ -192,17 +206,22 @@ std::string counted(int64_t count, const char* thing) {
 
 }  // namespace
 
-Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes,
-               const Machine& machine) {
+Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine,
+               bool one_sum) {
   const Reason reason = reason_of(shape, steps, bytes, machine);
   const bool by_units = reason == Reason::kFew || reason == Reason::kLarge || reason == Reason::kMixed;
   const int used = reason == Reason::kSmall ? 1 : machine.threads;
   const double inputs = static_cast<double>(shape.C) * shape.gate_columns();
   const Packing recurrent = recurrent_packing(shape, steps, pass, bfloat16, bytes, machine);
+  Partition partition = by_units ? Partition{true, used, {}} : by_rows(steps, used);
+  // What the threads would hand over otherwise, and the gradients of the weights of each, which are summed in the end.
+  const double handed_over = static_cast<double>(steps.total()) * (shape.gate_columns() + shape.C + shape.H());
+  const bool own = reason == Reason::kMany && !one_sum && fair(steps, partition) &&
+                   (pass == Pass::kForward || handed_over >= used * weights_of(shape));
   return {used,
-          by_units ? Partition{true, used, {}} : by_rows(steps, used),
+          std::move(partition),
           reason,
-          reason == Reason::kMany && !steps.offsets && steps.N >= kOwnRows * used,
+          own,
           packing(steps, pass, inputs, steps.total(), bfloat16, bytes, machine),
           recurrent,
           by_units && pass == Pass::kBackward && steps.N == 1 && recurrent == Packing::kInPlace && shape.heads == 1 &&
@@ -226,6 +245,7 @@ std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps) 
   std::string text = counted(plan.threads, "thread");
   if (plan.threads > 1) text += partition.by_units ? " by units" : " by rows";
   text += std::string(" (") + name_of(plan.reason) + ")";
+  if (plan.own_rows) text += ", each on its own";
   for (int64_t part = 0; plan.threads > 1 && part < partition.parts; ++part) {
     const Range range = partition.by_units ? partition.units(shape.H(), part) : partition.sequences[part];
     text += part ? ", " : ": ";

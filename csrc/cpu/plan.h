@@ -27,7 +27,7 @@ struct Plan {
   int threads;
   Partition partition;
   Reason reason;
-  bool own_rows;      // a thread projects the input of its own sequences, and makes their dx: these stay in its caches
+  bool own_rows;      // a thread does all that its own sequences need, and meets nobody before the end of the scan
   Packing input;      // W_ih and the cell's own matrices
   Packing recurrent;  // W_hh
   // Whether a thread of a team multiplies by whole rows of W_hh, of which it takes some, in place of some of its columns; then
@@ -40,8 +40,9 @@ struct Machine {
   Caches caches;
 };
 
-// `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value.
-Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine);
+// `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value; `one_sum`: as in ScanBackward.
+Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine,
+               bool one_sum = false);
 
 // Whether scans that need not wait for each other go side by side, each alone on a thread: where that leaves fewer threads
 // without work, or saves them from meeting at each step. The two directions of a layer:

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cpu/block_rows.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
@@ -57,8 +58,16 @@ bool uses_bfloat16(const Params& params) {
 // `params`: of a scan in the direction of `pass`. One that runs beside others has one thread.
 template <class T, class Params>
 Plan plan_of(const Params& params, Pass pass) {
+  bool one_sum = false;
+  if constexpr (std::is_same_v<Params, ScanBackward<T>>) one_sum = params.one_sum;
   return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T),
-                   {params.links ? 1 : available_threads(), caches()});
+                   {params.links ? 1 : available_threads(), caches()}, one_sum);
+}
+
+// The rows of a block, which those who take sequences through all of it have together.
+template <class Params>
+BlockRows block_rows_of(const Params& params, const Plan& plan) {
+  return {params.steps, plan.own_rows ? plan.partition.sequences : std::vector<Range>{{0, params.steps.N}}};
 }
 
 // Rows that other threads wrote before the last meeting: asked for together they come together, where a product would wait
@@ -82,43 +91,27 @@ inline Range share_of(Range all, int64_t part, int64_t parts) {
   return {all.begin + all.size() * part / parts, all.begin + all.size() * (part + 1) / parts};
 }
 
-// The rows of a block that belong to some sequences, counted from its first one.
-inline std::vector<Range> rows_of_sequences(const Steps& steps, int64_t block, Range sequences) {
-  std::vector<Range> rows;
-  const Range all = steps.steps_of(block);
-  const int64_t first = steps.rows_of(block).begin;
-  for (int64_t t = all.begin; t < all.end; ++t) {
-    const Range alive = sequences.below(steps.rows(t));
-    const int64_t begin = steps.first(t) - first + alive.begin;
-    if (!alive.size()) continue;
-    if (!rows.empty() && rows.back().end == begin) {
-      rows.back().end += alive.size();
-    } else {
-      rows.push_back({begin, begin + alive.size()});
-    }
-  }
-  return rows;
-}
-
-// The noise of a block; the threads do not meet after it.
+// The noise of a block, of the sequences of a group; the threads do not meet after it.
 template <class T, class Params>
-void draw_noise(const Team& team, const Params& params, int64_t block, T* const* buffers) {
+void draw_noise(const Team& team, const Params& params, const BlockRows& rows, int64_t group, T* const* buffers) {
   const CellShape& cell = *params.shape.cell;
   int64_t column = 0;
   for (int k = 0; k < cell.noises; ++k) {
     const Noise& noise = cell.noise[k];
     const int64_t width = params.shape.width(noise.width);
-    const Range rows = params.steps.rows_of(block), steps = team.share(params.steps.steps_of(block).size());
+    const Range steps = team.share(rows.steps().size());
     for (int64_t i = steps.begin; i < steps.end; ++i) {
-      const int64_t t = params.steps.steps_of(block).begin + i, row = params.steps.first(t);
-      const int64_t count = params.steps.rows(t) * width;
-      T* target = buffers[k] + (row - rows.begin) * width;
+      const int64_t t = rows.steps().begin + i;
+      const Range alive = rows.alive(group, t);
+      if (!alive.size()) continue;
+      const int64_t row = (noise.per_sequence ? 0 : params.steps.first(t)) + alive.begin;
+      const int64_t count = alive.size() * width;
+      T* target = buffers[k] + rows.at(group, t, alive.begin) * width;
       if (params.given_noise) {
-        const Rows<const T> given = params.given_noise.from(noise.per_sequence ? 0 : row, column);
-        for (int64_t n = 0; n < params.steps.rows(t); ++n) std::copy_n(given[n], width, target + n * width);
+        const Rows<const T> given = params.given_noise.from(row, column);
+        for (int64_t n = 0; n < alive.size(); ++n) std::copy_n(given[n], width, target + n * width);
       } else if (params.noise.drawn) {
-        kernels<T>().noise(noise, noise.per_sequence ? 0 : row * width, count, target, params.noise.seed,
-                           params.noise.scan, k);
+        kernels<T>().noise(noise, row * width, count, target, params.noise.seed, params.noise.scan, k);
       } else {
         std::fill_n(target, count, static_cast<T>(noise.expectation()));
       }

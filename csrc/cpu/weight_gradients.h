@@ -5,6 +5,7 @@
 #include <set>
 #include <vector>
 
+#include "cpu/block_rows.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/partition.h"
@@ -69,11 +70,12 @@ struct SampleRows {
   }
 };
 
+// Of the sequences of a group, by a team of at most so many threads.
 template <class T>
 class WeightGradients {
  public:
-  WeightGradients(const ScanBackward<T>& params, const BackwardBuffers<T>& buffers, int threads)
-      : p_(params), b_(buffers), layout_(buffers.gradient_layout), threads_(threads) {
+  WeightGradients(const ScanBackward<T>& params, const BackwardBuffers<T>& buffers, int64_t group, int threads)
+      : p_(params), b_(buffers), layout_(buffers.gradient_layout), group_(group), threads_(threads) {
     const CellShape& cell = *p_.shape.cell;
     for (int s = 0; s < cell.streams; ++s) {
       add_gates(s);
@@ -82,27 +84,28 @@ class WeightGradients {
     std::erase_if(columns_, [](const GradientColumns<T>& c) { return c.targets.empty() || c.columns.size() == 0; });
   }
 
-  void add_buffers(Workspace<T>& workspace) {
-    const int64_t depth = most_depth();
+  void add_buffers(const BlockRows& rows, Workspace<T>& workspace) {
+    most_depth_ = depth_of(rows.most(group_) / p_.samples);
     for (Operand<T>& operand : operands_) {
-      workspace.add(&operand.panels, (bfloat16_ ? depth / 2 : depth) * operand.width);
+      workspace.add(&operand.panels, (bfloat16_ ? most_depth_ / 2 : most_depth_) * operand.width);
     }
-    workspace.add(&rounded_, bfloat16_ ? threads_ * kRowChunk * depth / 2 : 0);
+    workspace.add(&rounded_, bfloat16_ ? threads_ * kRowChunk * most_depth_ / 2 : 0);
     workspace.add(&unrounded_, writes_bfloat16() ? threads_ * kRowChunk * kPanelWidth : 0);
   }
 
   // Before the first block; the threads do not meet after it.
-  void begin(const Team& team) const {
-    const Range mine = team.share(p_.steps.N * b_.param_layout.columns);
-    std::fill(b_.param_sums + mine.begin, b_.param_sums + mine.end, T(0));
+  void begin(const Team& team, const BlockRows& rows) const {
+    const Range sequences = rows.sequences(group_);
+    const Range mine = team.share(sequences.size() * b_.param_layout.columns);
+    std::fill_n(b_.param_sums + sequences.begin * b_.param_layout.columns + mine.begin, mine.size(), T(0));
   }
 
   // Adds what a block gives. The threads do not meet after it.
-  void add_block(const Team& team, int64_t block, bool first) const {
-    const int64_t rows = p_.steps.rows_of(block).size() / p_.samples;
+  void add_block(const Team& team, const BlockRows& rows, bool first) const {
+    const int64_t count = rows.of(group_).size() / p_.samples;
     for (int64_t sample = 0; sample < p_.samples; ++sample) {
       if (sample > 0) team.sync();  // the panels may be written again
-      add_sample(team, block, {sample, p_.samples, rows}, first);
+      add_sample(team, rows, {sample, p_.samples, count}, first);
     }
   }
 
@@ -114,15 +117,14 @@ class WeightGradients {
     });
   }
 
-  int64_t most_depth() const { return depth_of(p_.steps.most_rows_in_a_block() / p_.samples); }
   int64_t depth_of(int64_t rows) const { return bfloat16_ ? even(rows) : rows; }
 
-  void add_sample(const Team& team, int64_t block, SampleRows rows, bool first) const {
+  void add_sample(const Team& team, const BlockRows& block, SampleRows rows, bool first) const {
     const int64_t depth = depth_of(rows.count);
-    const Rows<const T> gradients = rows.of(Rows<const T>{b_.gradients, layout_.columns});
-    for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth, b_.zeros);
+    const Rows<const T> all{b_.gradients, layout_.columns}, gradients = rows.of(all.from(block.of(group_).begin));
+    for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth);
     team.sync();
-    BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth();
+    BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth_;
     const Rows<T> unrounded{unrounded_ + team.rank * kRowChunk * kPanelWidth, kPanelWidth};
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
@@ -131,7 +133,7 @@ class WeightGradients {
         add_chunk(c, {i, end}, gradients, rows, depth, rounded, unrounded, first);
       }
     }
-    add_params(team, rows, first);
+    add_params(team, block.sequences(group_), rows, first);
   }
 
   int add(const Operand<T>& operand) {
@@ -226,31 +228,42 @@ class WeightGradients {
     const T* first_ = nullptr;  // the row of an even k, which waits for the next
   };
 
-  void pack(const Team& team, const Operand<T>& operand, int64_t block, SampleRows rows, int64_t depth,
-            const T* zeros) const {
-    const int64_t begin = p_.steps.rows_of(block).begin;
+  void pack(const Team& team, const Operand<T>& operand, const BlockRows& block, SampleRows rows, int64_t depth) const {
     const Range mine = team.share(depth, 2);
     Cutter cutter(operand, depth, bfloat16_);
-    if (operand.kind == Operand<T>::kState) {
-      const Range steps = p_.steps.steps_of(block);
-      for (int64_t t = steps.begin; t < steps.end; ++t) {
-        const int64_t first = (p_.steps.first(t) - begin) / rows.samples, continued = p_.steps.continued(t);
-        Rows<const T> before;  // of the first step scanned there is none
-        if (continued > 0) before = states_before(p_, operand.index, t, 0, true, zeros);
-        const Rows<const T> initial = states_before(p_, operand.index, t, 0, false, zeros);
-        const int64_t end = std::min(mine.end, first + p_.steps.rows(t) / rows.samples);
-        for (int64_t k = std::max(mine.begin, first); k < end; ++k) {
-          const int64_t n = (k - first) * rows.samples + rows.sample;
-          cutter.cut(n < continued ? before[n] : initial[n], k);
-        }
+    for (int64_t t = block.steps().begin; t < block.steps().end; ++t) {
+      const Range alive = block.alive(group_, t);
+      const int64_t first = (block.at(group_, t, alive.begin) - block.of(group_).begin) / rows.samples;
+      const Range some{std::max(mine.begin, first), std::min(mine.end, first + alive.size() / rows.samples)};
+      if (!some.size()) continue;
+      const auto [values, continued, initial] = values_in(operand, t);
+      for (int64_t k = some.begin; k < some.end; ++k) {
+        const int64_t n = alive.begin + (k - first) * rows.samples + rows.sample;
+        cutter.cut(n < continued ? values[n] : initial[n], k);
       }
-    } else {
-      const Rows<const T> values =
-          rows.of(operand.kind == Operand<T>::kInput ? p_.x[operand.index].from(begin)
-                                                     : p_.record.from(begin, p_.shape.record.offset[operand.index]));
-      for (int64_t k = mine.begin; k < std::min(mine.end, rows.count); ++k) cutter.cut(values[k], k);
     }
     for (int64_t k = std::max(mine.begin, rows.count); k < mine.end; ++k) cutter.cut(nullptr, k);
+  }
+
+  // What an operand was in step t: of the first sequences, and of those that began there, if it is a state.
+  struct Values {
+    Rows<const T> rows;
+    int64_t continued;
+    Rows<const T> initial;
+  };
+  Values values_in(const Operand<T>& operand, int64_t t) const {
+    const int64_t first = p_.steps.first(t), continued = p_.steps.continued(t);
+    switch (operand.kind) {
+      case Operand<T>::kInput:
+        return {p_.x[operand.index].from(first), p_.steps.N, {}};
+      case Operand<T>::kSaved:
+        return {p_.record.from(first, p_.shape.record.offset[operand.index]), p_.steps.N, {}};
+      default: {
+        Rows<const T> before;  // of the first step scanned there is none
+        if (continued > 0) before = states_before(p_, operand.index, t, 0, true, b_.zeros);
+        return {before, continued, states_before(p_, operand.index, t, 0, false, b_.zeros)};
+      }
+    }
   }
 
   // `chunk`: counted from the first of the columns.
@@ -295,26 +308,28 @@ class WeightGradients {
   }
 
   // From what the stages added up for each sequence in the block, which then begins anew.
-  void add_params(const Team& team, SampleRows rows, bool first) const {
+  void add_params(const Team& team, Range sequences, SampleRows rows, bool first) const {
     const CellShape& cell = *p_.shape.cell;
-    const int64_t sequences = p_.steps.N / rows.samples;
+    const int64_t count = sequences.size() / rows.samples;
     for (int k = 0; k < cell.all_params(); ++k) {
       T* target = p_.dw[k / cell.params.count].param[k % cell.params.count];
       if (!target) continue;
       const int64_t width = p_.shape.width(cell.param_width(k));
       const Range mine = team.share(width, kUnitGrain);
       const Rows<T> all{b_.param_sums, b_.param_layout.columns};
-      const Rows<T> sums = rows.of(all.from(0, b_.param_layout.offset[k] + mine.begin));
-      kernels<T>().column_sums(sequences, mine.size(), Rows<const T>(sums), target + rows.sample * width + mine.begin,
+      const Rows<T> sums = rows.of(all.from(sequences.begin, b_.param_layout.offset[k] + mine.begin));
+      kernels<T>().column_sums(count, mine.size(), Rows<const T>(sums), target + rows.sample * width + mine.begin,
                                !first);
-      for (int64_t n = 0; n < sequences; ++n) std::fill_n(sums[n], mine.size(), T(0));
+      for (int64_t n = 0; n < count; ++n) std::fill_n(sums[n], mine.size(), T(0));
     }
   }
 
   const ScanBackward<T>& p_;
   const BackwardBuffers<T>& b_;
   const Layout layout_;
+  const int64_t group_;
   const int threads_;
+  int64_t most_depth_ = 0;
   std::vector<Operand<T>> operands_;
   std::vector<GradientColumns<T>> columns_;
   std::set<const T*> begun_;

@@ -103,7 +103,8 @@ class Backward : BackwardBuffers<T> {
       for (const bool continues : {true, false}) {
         const Range some = continues ? Range{0, continued} : Range{continued, alive};
         if (!some.size()) continue;
-        functions_.backward[i](backward_step<T>(p_, *this, first_row_, t, some, units, continues, params_), stream_);
+        const int64_t row = p_.steps.first(t) - first_row_ + some.begin;
+        functions_.backward[i](backward_step<T>(p_, *this, row, t, some, units, continues, params_), stream_);
       }
     }
     if (cell_.recurrent_gates()) recurrent(t, alive);

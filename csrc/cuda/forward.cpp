@@ -97,7 +97,8 @@ class Forward : ForwardBuffers<T> {
         if (cell_.product[k].before == i) product(k, alive);
       }
       const Range units{0, shape_.width(cell_.forward[i].width)};
-      functions_.forward[i](forward_step<T>(p_, *this, first_row_, t, {0, alive}, units, params_), stream_);
+      const int64_t row = p_.steps.first(t) - first_row_;
+      functions_.forward[i](forward_step<T>(p_, *this, row, t, {0, alive}, units, params_), stream_);
     }
     for (int k = 0; k < cell_.all_states(); ++k) {
       if (!p_.sequence[k]) continue;

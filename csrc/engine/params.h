@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 
 #include "engine/cell.h"
 
@@ -215,6 +216,7 @@ struct ScanBackward {
   bool accumulate_dw;
   Weights<T> dw[kStreams];  // those that are wanted; of several samples [samples, ...] each
   int64_t samples;          // row r of x is of sample r % samples
+  bool one_sum;             // each of dw is one sum in the order of the rows, whatever the threads
   Rows<const T> dsequence[kMaxStates];
   Rows<const T> given_noise;
   Matrices<const BFloat16> bfloat16_w[kStreams];
@@ -222,6 +224,9 @@ struct ScanBackward {
   Rows<const T> batch_sums;
   bool given_sums;
   const Links* links = nullptr;
+  // Of several scans that add to the same dw: what the backend keeps from one to the next, and whether there is a next one.
+  std::shared_ptr<void>* kept = nullptr;
+  bool goes_on = false;
 };
 
 }  // namespace rnnext

@@ -276,6 +276,8 @@ class Stack : Call {
     }
     set_sequences(p.dsequence, dsequences, d);
     p.samples = std::max<int64_t>(samples, 1);
+    // As of scans that go side by side, each on one thread; which they do not where there are checkpoints.
+    p.one_sum = samples > 1 || layers_apart_ || directions_apart(x);
     return p;
   }
 
@@ -294,10 +296,15 @@ class Stack : Call {
       p.h0[k] = again.h0[k] = initial[k].data_ptr<T>();
       again.state[k] = carry[k].data_ptr<T>();
     }
+    std::vector<int64_t> scanned;
     for (int64_t i = 0; i < segments; ++i) {
       const int64_t segment = p.steps.reverse ? i : segments - 1 - i;
+      if (p.steps.again(segment).whole_blocks().size()) scanned.push_back(segment);
+    }
+    std::shared_ptr<void> kept;
+    p.kept = &kept;
+    for (int64_t segment : scanned) {
       const Steps steps = p.steps.again(segment);
-      if (!steps.whole_blocks().size()) continue;
       int64_t column = 0;
       for (const Tensor& state : initial) {
         state.copy_(checkpoints[segment].narrow(1, column, state.size(1)));
@@ -312,6 +319,7 @@ class Stack : Call {
       ScanBackward<T> part = p;
       part.steps = steps;
       part.record = again.record;
+      part.goes_on = segment != scanned.back();
       Backend::scan_backward(std::vector{part}, false);
       p.accumulate_dw = true;
     }

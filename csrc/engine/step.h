@@ -107,9 +107,10 @@ void params_of(const Scan& p, const T** params) {
   }
 }
 
-// A stage of step t for some sequences and units. `first_row`: of the block. `params`: as params_of fills it.
+// A stage of step t for some sequences and units. `block_row`: of the first of them, in what holds the rows of a block.
+// `params`: as params_of fills it.
 template <class T>
-StepForward<T> forward_step(const ScanForward<T>& p, const ForwardBuffers<T>& b, int64_t first_row, int64_t t,
+StepForward<T> forward_step(const ScanForward<T>& p, const ForwardBuffers<T>& b, int64_t block_row, int64_t t,
                             Range sequences, Range units, const T* const* params) {
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
@@ -119,13 +120,13 @@ StepForward<T> forward_step(const ScanForward<T>& p, const ForwardBuffers<T>& b,
   step.sizes = shape.sizes;
   step.param = params;
   for (int s = 0; s < cell.streams; ++s) {
-    step.x[s] = Rows<const T>{b.x_part[s], shape.gate_columns()}.from(row - first_row);
+    step.x[s] = Rows<const T>{b.x_part[s], shape.gate_columns()}.from(block_row);
     step.r[s] = Rows<const T>{b.r_part[s], shape.recurrent_columns()}.from(n);
     step.bias[s] = b.bias[s];
     step.y[s] = p.y[s].from(row);
   }
   for (int k = 0; k < cell.noises; ++k) {
-    step.noise[k] = Rows<const T>{b.noise[k], shape.width(cell.noise[k].width)}.from(row - first_row);
+    step.noise[k] = Rows<const T>{b.noise[k], shape.width(cell.noise[k].width)}.from(block_row);
   }
   for (int k = 0; k < cell.all_states(); ++k) step.state[k] = Rows<T>{p.state[k], shape.state_width(k)}.from(n);
   if (p.record) step.record = {p.record.from(row), shape.record.offset};
@@ -155,7 +156,7 @@ Rows<const T> states_before(const ScanBackward<T>& p, int k, int64_t t, int64_t 
 
 // The same backward; all of `sequences` continue, or none does.
 template <class T>
-StepBackward<T> backward_step(const ScanBackward<T>& p, const BackwardBuffers<T>& b, int64_t first_row, int64_t t,
+StepBackward<T> backward_step(const ScanBackward<T>& p, const BackwardBuffers<T>& b, int64_t block_row, int64_t t,
                               Range sequences, Range units, bool continued, const T* const* params) {
   const Shape& shape = p.shape;
   const CellShape& cell = *shape.cell;
@@ -170,13 +171,13 @@ StepBackward<T> backward_step(const ScanBackward<T>& p, const BackwardBuffers<T>
     if (p.dy[s]) step.dy[s] = p.dy[s].from(row);
   }
   for (int k = 0; k < cell.noises; ++k) {
-    step.noise[k] = Rows<const T>{b.noise[k], shape.width(cell.noise[k].width)}.from(row - first_row);
+    step.noise[k] = Rows<const T>{b.noise[k], shape.width(cell.noise[k].width)}.from(block_row);
   }
   for (int k = 0; k < cell.all_states(); ++k) {
     step.state[k] = states_before(p, k, t, n, continued, static_cast<const T*>(b.zeros));
     step.dstate[k] = Rows<T>{p.dstate[k], shape.state_width(k)}.from(n);
   }
-  step.gradients = Values<T>{{b.gradients, b.gradient_layout.columns}, b.gradient_layout.offset}.from(row - first_row);
+  step.gradients = Values<T>{{b.gradients, b.gradient_layout.columns}, b.gradient_layout.offset}.from(block_row);
   step.param_sums = Values<T>{{b.param_sums, b.param_layout.columns}, b.param_layout.offset}.from(n);
   step.operands = {Rows<const T>{b.operands, b.operand_layout.columns}.from(n), b.operand_layout.offset};
   step.values = Values<T>{{b.values, b.value_layout.columns}, b.value_layout.offset}.from(n);
