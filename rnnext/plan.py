@@ -31,8 +31,9 @@ def plan(
     - meetings: few sequences or large weights, but too little work in a step to meet at each
 
     and, by rows, whether each thread is **on its own**: it does all that its sequences need, and
-    the team meets when all is done, to add up the gradients of the weights; else it meets at each
-    time block, too, for what is shared out over its rows;
+    the team meets when all is done, to add up the gradients of the weights; or **but for dW**,
+    these gradients, for which it meets at each time block; else it also meets for products with the
+    input of a block, which are shared out over the rows of all;
     or that scans go **side by side**, each on one thread: the two directions of a bidirectional
     layer, or the layers of a stack, each a time block behind the one below;
     then the sequences, longest first, or units of each thread; whether the weights are read in

@@ -157,9 +157,28 @@ def test_each_thread_on_its_own(
 ) -> None:
     torch.set_num_threads(count)
     data = data_of(cell, case)
+    assert kinds(data, count) == ["(many), each on its own"] * 2
+    check_own(data)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_each_thread_on_its_own_but_for_dw(cell: str, threads: None, poisoned_memory: None) -> None:
+    """The gradients of large weights are one sum; two blocks of unequal length."""
+    torch.set_num_threads(2)
+    data = Data(cell, Case(T=37, N=26, C=3000, H=200, h0=False))
+    assert kinds(data, 2) == ["(many), each on its own", "(many), each on its own but for dW"]
+    check_own(data)
+
+
+def kinds(data: Data, threads: int) -> list[str]:
+    """How rows are shared out, forward and backward."""
+    case = data.case
     call = (data.cell, case.T, case.N, case.C, [case.H, *data.sizes], case.heads, data.batch_sizes)
-    told = torch.ops.rnnext.plan(*call, dtype=torch.float64, threads=count)
-    assert told.count("by rows (many), each on its own") == 2
+    told = torch.ops.rnnext.plan(*call, dtype=torch.float64, threads=threads)
+    return [line.split("by rows ")[1].split(":")[0] for line in told.splitlines()]
+
+
+def check_own(data: Data) -> None:
     expected = data.reference()
     first, again = (data.run(ops.rnn, torch.float64) for _ in range(2))
     kept = data.run(partial(ops.rnn, checkpoint_every=37), torch.float64)

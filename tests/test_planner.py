@@ -18,6 +18,14 @@ IN_PLACE = "W_ih in place, W_hh in place"
 # Bytes of a processor's own cache, and of the largest one.
 CACHES = (1 << 20, 32 << 20)
 
+
+def each_on_its_own(parts: str, block: int) -> tuple[str, str]:
+    """Where the weights are large beside the rows."""
+    forward = f"2 threads by rows (many), each on its own: {parts}; {PACKED}"
+    end = f"; time blocks of {block} steps"
+    return forward + end, forward.replace("own:", "own but for dW:") + end
+
+
 # cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
 # The edges: 700,000 multiply-adds in all for a team (T * N * (G*H * (C + H) + 500)), or 300,000
 # where the weights take more than 1 MiB; 3 sequences for two threads, 3 a thread where W_hh is
@@ -56,10 +64,7 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (80, 5, 182, 182), 2): (
         f"2 threads by units (few): 0-95, 96-181; {PACKED}; time blocks of 80 steps",
     ),
-    ("LSTM", (80, 6, 182, 182), 2): (
-        f"2 threads by rows (many), each on its own: 0-2, 3-5; {PACKED}; time blocks of 80 steps",
-        f"2 threads by rows (many): 0-2, 3-5; {PACKED}; time blocks of 80 steps",
-    ),
+    ("LSTM", (80, 6, 182, 182), 2): (*each_on_its_own("0-2, 3-5", 80),),
     # A thread is on its own if it has at most 1.1 times its share of the rows: 6 of 11, not 5 of 9;
     ("GRU", (200, 9, 64, 64), 2): (
         f"2 threads by rows (many): 0-4, 5-8; {PACKED}; time blocks of 67 steps",
@@ -71,7 +76,8 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     # gradients of the weights have for all threads, 2 * 4 * 64 * (64 + 64).
     ("LSTM", (17, 10, 64, 64), 2): (
         f"2 threads by rows (many), each on its own: 0-4, 5-9; {PACKED}; time blocks of 17 steps",
-        "2 threads by rows (many): 0-4, 5-9; W_ih in place, W_hh packed; time blocks of 17 steps",
+        "2 threads by rows (many), each on its own but for dW: 0-4, 5-9; W_ih in place, "
+        "W_hh packed; time blocks of 17 steps",
     ),
     ("LSTM", (18, 10, 64, 64), 2): (
         f"2 threads by rows (many), each on its own: 0-4, 5-9; {PACKED}; time blocks of 18 steps",
@@ -85,15 +91,9 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (60, 7, 363, 363), 2): (
         f"2 threads by units (few): 0-175, 176-362; {PACKED}; time blocks of 60 steps",
     ),
-    ("LSTM", (60, 8, 363, 363), 2): (
-        f"2 threads by rows (many), each on its own: 0-3, 4-7; {PACKED}; time blocks of 60 steps",
-        f"2 threads by rows (many): 0-3, 4-7; {PACKED}; time blocks of 60 steps",
-    ),
+    ("LSTM", (60, 8, 363, 363), 2): (*each_on_its_own("0-3, 4-7", 60),),
     # Weights: 4 * 887^2 * 4 bytes are above 12 MiB, 886^2 below.
-    ("LSTM", (35, 20, 886, 886), 2): (
-        f"2 threads by rows (many), each on its own: 0-9, 10-19; {PACKED}; time blocks of 35 steps",
-        f"2 threads by rows (many): 0-9, 10-19; {PACKED}; time blocks of 35 steps",
-    ),
+    ("LSTM", (35, 20, 886, 886), 2): (*each_on_its_own("0-9, 10-19", 35),),
     ("LSTM", (35, 20, 887, 887), 2): (
         f"2 threads by units (large): 0-447, 448-886; {PACKED}; time blocks of 35 steps",
     ),

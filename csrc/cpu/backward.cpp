@@ -37,8 +37,8 @@ struct Shared : BackwardBuffers<T> {
   std::vector<StepProduct<T>> products_by_depth;  // of W_hh; sums_by_depth come between them and their targets
   T* sums_by_depth = nullptr;                     // [2][parts][streams][columns of W_hh]
   BlockRows rows = block_rows_of(p, plan);
-  PartSums<T> part_sums{p, rows.groups()};
-  std::vector<WeightGradients<T>> weight_gradients;  // of each group
+  PartSums<T> part_sums{p, plan.meets_nobody ? partition.parts : 1};
+  std::vector<WeightGradients<T>> weight_gradients;  // of each part that has sums of its own
   Workspace<T> workspace;
 
   explicit Shared(const ScanBackward<T>& params)
@@ -46,10 +46,11 @@ struct Shared : BackwardBuffers<T> {
     this->each(shape, p.steps, [&](T** buffer, int64_t count) { workspace.add(buffer, count); });
     add_weights();
     weights.add_buffers(workspace);
-    const int64_t groups = rows.groups();
-    weight_gradients.reserve(groups);
-    for (int64_t g = 0; g < groups; ++g) {
-      weight_gradients.emplace_back(part_sums.of(g), *this, g, groups == 1 ? plan.threads : 1);
+    const int64_t sums = part_sums.parts();
+    weight_gradients.reserve(sums);
+    for (int64_t i = 0; i < sums; ++i) {
+      const Range groups = plan.meets_nobody ? Range{i, i + 1} : Range{0, rows.groups()};
+      weight_gradients.emplace_back(part_sums.of(i), *this, groups, plan.meets_nobody ? 1 : plan.threads);
       weight_gradients.back().add_buffers(rows, workspace);
     }
     workspace.add(&sums_by_depth, plan.by_depth ? 2 * partition.parts * cell.streams * sum_columns() : 0);
@@ -169,7 +170,7 @@ class Backward {
 
   void begin() {
     s_.weights.pack(team_);
-    each_group(team_, rows_, [&](const Team& team, int64_t group) { s_.weight_gradients[group].begin(team, rows_); });
+    each_sums([&](const Team& team, const WeightGradients<T>& sums) { sums.begin(team, rows_); });
     team_.sync();
   }
 
@@ -210,14 +211,15 @@ class Backward {
   }
 
   void weight_gradients(int64_t, bool first) {
-    each_group(team_, rows_, [&](const Team& team, int64_t group) {
-      s_.weight_gradients[group].add_block(team, rows_, first && !p_.accumulate_dw);
+    if (s_.plan.own_rows && !s_.plan.meets_nobody) team_.sync();  // as in input_gradient
+    each_sums([&](const Team& team, const WeightGradients<T>& sums) {
+      sums.add_block(team, rows_, first && !p_.accumulate_dw);
     });
-    if (!s_.plan.own_rows) team_.sync();  // the gradients and the panels may be written again
+    if (!s_.plan.meets_nobody) team_.sync();  // the gradients and the panels may be written again
   }
 
   void end() {
-    if (!s_.plan.own_rows || p_.goes_on) return;
+    if (!s_.plan.meets_nobody || p_.goes_on) return;
     team_.sync();
     s_.part_sums.add_up(team_);
   }
@@ -340,6 +342,14 @@ class Backward {
     const StepBackward<T> step =
         backward_step<T>(p_, s_, row(part, t, sequences.begin), t, sequences, units, continued, params);
     s_.functions.backward[number](step);
+  }
+
+  // Calls work(team, sums): for those that are the whole team's, or for this thread's of each part's, by it alone.
+  template <class Work>
+  void each_sums(Work work) const {
+    const std::vector<WeightGradients<T>>& sums = s_.weight_gradients;
+    if (!s_.plan.meets_nobody) return work(team_, sums[0]);
+    team_.each(sums.size(), [&](int64_t part) { work(Team{0, 1, nullptr}, sums[part]); });
   }
 
   Shared<T>& s_;

@@ -9,20 +9,18 @@
 namespace rnnext::cpu {
 
 // Group after group of sequences, and those of one in the order of the steps: a thread that takes a group through a whole
-// scan has its rows together, apart from those of threads that are in other blocks. One group: all sequences, in the order
-// that the rows have in x and y. Each thread has one of these, and says which block it is about.
+// scan has its rows together. One group: all sequences, in the order that the rows have in x and y. Each thread has one of
+// these, and says which block it is about.
 class BlockRows {
  public:
-  // `groups`: ranges of sequences, one after the other, that are all of them.
-  BlockRows(const Steps& steps, std::vector<Range> groups) : steps_(steps), groups_(std::move(groups)) {
-    for (int64_t g = 0, row = 0; g < this->groups(); ++g) {
-      first_.push_back(row);
-      row += most(g);
-    }
-  }
+  // `groups`: ranges of sequences, one after the other, that are all of them. `apart`: whether each has its place for itself,
+  // as threads may be in different blocks; else there is nothing between them.
+  BlockRows(const Steps& steps, std::vector<Range> groups, bool apart)
+      : steps_(steps), groups_(std::move(groups)), apart_(apart), first_(groups_.size() + 1) {}
 
   void begin_block(int64_t block) {
     block_ = steps_.steps_of(block);
+    for (int64_t g = 0; g < groups(); ++g) first_[g + 1] = first_[g] + (apart_ ? most({g, g + 1}) : count(g, block_));
     if (!steps_.offsets || groups() == 1) return;
     of_step_.clear();
     for (int64_t g = 0; g < groups(); ++g) {
@@ -36,10 +34,15 @@ class BlockRows {
 
   int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
   Range steps() const { return block_; }
-  Range sequences(int64_t group) const { return groups_[group]; }
+  Range sequences(Range groups) const { return {groups_[groups.begin].begin, groups_[groups.end - 1].end}; }
   Range alive(int64_t group, int64_t t) const { return groups_[group].below(steps_.rows(t)); }
 
-  Range of(int64_t group) const { return {first_[group], first_[group] + count(group, block_)}; }
+  // The rows of a group, or of all groups if they are not apart.
+  Range of(int64_t group) const { return of({group, group + 1}); }
+  Range of(Range groups) const {
+    const int64_t last = groups.end - 1;
+    return {first_[groups.begin], first_[last] + count(last, block_)};
+  }
 
   // The row of sequence n of a group in step t.
   int64_t at(int64_t group, int64_t t, int64_t n) const {
@@ -65,8 +68,12 @@ class BlockRows {
     return rows;
   }
 
-  // Of a group in the block that has most.
-  int64_t most(int64_t group) const { return count(group, steps_.steps_of(0)); }
+  // Rows of some groups in the block that has most.
+  int64_t most(Range groups) const {
+    int64_t rows = 0;
+    for (int64_t g = groups.begin; g < groups.end; ++g) rows += count(g, steps_.steps_of(0));
+    return rows;
+  }
 
  private:
   int64_t count(int64_t group, Range steps) const {
@@ -78,8 +85,9 @@ class BlockRows {
 
   const Steps& steps_;
   const std::vector<Range> groups_;
+  const bool apart_;
   Range block_{0, 0};
-  std::vector<int64_t> first_;    // [groups]
+  std::vector<int64_t> first_;    // [groups + 1]
   std::vector<int64_t> of_step_;  // [groups][steps of the block]; of packed sequences alone
 };
 

@@ -216,12 +216,15 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
   Partition partition = by_units ? Partition{true, used, {}} : by_rows(steps, used);
   // What the threads would hand over otherwise, and the gradients of the weights of each, which are summed in the end.
   const double handed_over = static_cast<double>(steps.total()) * (shape.gate_columns() + shape.C + shape.H());
-  const bool own = reason == Reason::kMany && !one_sum && fair(steps, partition) &&
-                   (pass == Pass::kForward || handed_over >= used * weights_of(shape));
+  const bool own = reason == Reason::kMany && !one_sum && fair(steps, partition);
+  // Where the threads meet at each block, each block is to be shared out evenly.
+  const bool padded = steps.rows(steps.T - 1) == steps.N;
+  const bool meets_nobody = own && (pass == Pass::kForward || handed_over >= used * weights_of(shape));
   return {used,
           std::move(partition),
           reason,
-          own,
+          own && (meets_nobody || padded),
+          meets_nobody,
           packing(steps, pass, inputs, steps.total(), bfloat16, bytes, machine),
           recurrent,
           by_units && pass == Pass::kBackward && steps.N == 1 && recurrent == Packing::kInPlace && shape.heads == 1 &&
@@ -245,7 +248,7 @@ std::string to_string(const Plan& plan, const Shape& shape, const Steps& steps) 
   std::string text = counted(plan.threads, "thread");
   if (plan.threads > 1) text += partition.by_units ? " by units" : " by rows";
   text += std::string(" (") + name_of(plan.reason) + ")";
-  if (plan.own_rows) text += ", each on its own";
+  if (plan.own_rows) text += plan.meets_nobody ? ", each on its own" : ", each on its own but for dW";
   for (int64_t part = 0; plan.threads > 1 && part < partition.parts; ++part) {
     const Range range = partition.by_units ? partition.units(shape.H(), part) : partition.sequences[part];
     text += part ? ", " : ": ";

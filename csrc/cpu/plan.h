@@ -27,7 +27,8 @@ struct Plan {
   int threads;
   Partition partition;
   Reason reason;
-  bool own_rows;      // a thread does all that its own sequences need, and meets nobody before the end of the scan
+  bool own_rows;      // a thread projects the input of its own sequences, and makes their dx: these stay in its caches
+  bool meets_nobody;  // and, in the backward, sums their gradients of the weights, and meets the others only in the end
   Packing input;      // W_ih and the cell's own matrices
   Packing recurrent;  // W_hh
   // Whether a thread of a team multiplies by whole rows of W_hh, of which it takes some, in place of some of its columns; then

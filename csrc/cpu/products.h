@@ -67,7 +67,8 @@ Plan plan_of(const Params& params, Pass pass) {
 // The rows of a block, which those who take sequences through all of it have together.
 template <class Params>
 BlockRows block_rows_of(const Params& params, const Plan& plan) {
-  return {params.steps, plan.own_rows ? plan.partition.sequences : std::vector<Range>{{0, params.steps.N}}};
+  return {params.steps, plan.own_rows ? plan.partition.sequences : std::vector<Range>{{0, params.steps.N}},
+          plan.meets_nobody};
 }
 
 // Rows that other threads wrote before the last meeting: asked for together they come together, where a product would wait

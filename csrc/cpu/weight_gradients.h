@@ -70,12 +70,12 @@ struct SampleRows {
   }
 };
 
-// Of the sequences of a group, by a team of at most so many threads.
+// Of the sequences of some groups, by a team of at most so many threads.
 template <class T>
 class WeightGradients {
  public:
-  WeightGradients(const ScanBackward<T>& params, const BackwardBuffers<T>& buffers, int64_t group, int threads)
-      : p_(params), b_(buffers), layout_(buffers.gradient_layout), group_(group), threads_(threads) {
+  WeightGradients(const ScanBackward<T>& params, const BackwardBuffers<T>& buffers, Range groups, int threads)
+      : p_(params), b_(buffers), layout_(buffers.gradient_layout), groups_(groups), threads_(threads) {
     const CellShape& cell = *p_.shape.cell;
     for (int s = 0; s < cell.streams; ++s) {
       add_gates(s);
@@ -85,7 +85,7 @@ class WeightGradients {
   }
 
   void add_buffers(const BlockRows& rows, Workspace<T>& workspace) {
-    most_depth_ = depth_of(rows.most(group_) / p_.samples);
+    most_depth_ = depth_of(rows.most(groups_) / p_.samples);
     for (Operand<T>& operand : operands_) {
       workspace.add(&operand.panels, (bfloat16_ ? most_depth_ / 2 : most_depth_) * operand.width);
     }
@@ -95,14 +95,14 @@ class WeightGradients {
 
   // Before the first block; the threads do not meet after it.
   void begin(const Team& team, const BlockRows& rows) const {
-    const Range sequences = rows.sequences(group_);
+    const Range sequences = rows.sequences(groups_);
     const Range mine = team.share(sequences.size() * b_.param_layout.columns);
     std::fill_n(b_.param_sums + sequences.begin * b_.param_layout.columns + mine.begin, mine.size(), T(0));
   }
 
   // Adds what a block gives. The threads do not meet after it.
   void add_block(const Team& team, const BlockRows& rows, bool first) const {
-    const int64_t count = rows.of(group_).size() / p_.samples;
+    const int64_t count = rows.of(groups_).size() / p_.samples;
     for (int64_t sample = 0; sample < p_.samples; ++sample) {
       if (sample > 0) team.sync();  // the panels may be written again
       add_sample(team, rows, {sample, p_.samples, count}, first);
@@ -121,7 +121,7 @@ class WeightGradients {
 
   void add_sample(const Team& team, const BlockRows& block, SampleRows rows, bool first) const {
     const int64_t depth = depth_of(rows.count);
-    const Rows<const T> all{b_.gradients, layout_.columns}, gradients = rows.of(all.from(block.of(group_).begin));
+    const Rows<const T> all{b_.gradients, layout_.columns}, gradients = rows.of(all.from(block.of(groups_).begin));
     for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth);
     team.sync();
     BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth_;
@@ -133,7 +133,7 @@ class WeightGradients {
         add_chunk(c, {i, end}, gradients, rows, depth, rounded, unrounded, first);
       }
     }
-    add_params(team, block.sequences(group_), rows, first);
+    add_params(team, block.sequences(groups_), rows, first);
   }
 
   int add(const Operand<T>& operand) {
@@ -231,15 +231,17 @@ class WeightGradients {
   void pack(const Team& team, const Operand<T>& operand, const BlockRows& block, SampleRows rows, int64_t depth) const {
     const Range mine = team.share(depth, 2);
     Cutter cutter(operand, depth, bfloat16_);
-    for (int64_t t = block.steps().begin; t < block.steps().end; ++t) {
-      const Range alive = block.alive(group_, t);
-      const int64_t first = (block.at(group_, t, alive.begin) - block.of(group_).begin) / rows.samples;
-      const Range some{std::max(mine.begin, first), std::min(mine.end, first + alive.size() / rows.samples)};
-      if (!some.size()) continue;
-      const auto [values, continued, initial] = values_in(operand, t);
-      for (int64_t k = some.begin; k < some.end; ++k) {
-        const int64_t n = alive.begin + (k - first) * rows.samples + rows.sample;
-        cutter.cut(n < continued ? values[n] : initial[n], k);
+    for (int64_t group = groups_.begin; group < groups_.end; ++group) {
+      for (int64_t t = block.steps().begin; t < block.steps().end; ++t) {
+        const Range alive = block.alive(group, t);
+        const int64_t first = (block.at(group, t, alive.begin) - block.of(groups_).begin) / rows.samples;
+        const Range some{std::max(mine.begin, first), std::min(mine.end, first + alive.size() / rows.samples)};
+        if (!some.size()) continue;
+        const auto [values, continued, initial] = values_in(operand, t);
+        for (int64_t k = some.begin; k < some.end; ++k) {
+          const int64_t n = alive.begin + (k - first) * rows.samples + rows.sample;
+          cutter.cut(n < continued ? values[n] : initial[n], k);
+        }
       }
     }
     for (int64_t k = std::max(mine.begin, rows.count); k < mine.end; ++k) cutter.cut(nullptr, k);
@@ -327,7 +329,7 @@ class WeightGradients {
   const ScanBackward<T>& p_;
   const BackwardBuffers<T>& b_;
   const Layout layout_;
-  const int64_t group_;
+  const Range groups_;
   const int threads_;
   int64_t most_depth_ = 0;
   std::vector<Operand<T>> operands_;
