@@ -14,6 +14,9 @@ struct PairProduct {
   RNNEXT_INLINE static Vec<float> add(Vec<float> sum, Vec<float> a, Vec<float> b) {
     return Vec<float>(_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v));
   }
+  RNNEXT_INLINE static __m256 add(__m256 sum, __m256 a, __m256 b) {
+    return _mm256_dpbf16_ps(sum, (__m256bh)a, (__m256bh)b);
+  }
 };
 
 inline void gemm_pairs(int64_t m, int64_t n, int64_t pairs, Rows<const float> a, Rows<const float> b, Rows<float> c,

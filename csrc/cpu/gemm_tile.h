@@ -12,6 +12,10 @@ namespace rnnext::RNNEXT_ISA {
 template <class T>
 struct PlainProduct {
   RNNEXT_INLINE static Vec<T> add(Vec<T> sum, Vec<T> a, Vec<T> b) { return fma(a, b, sum); }
+  template <class Half>
+  RNNEXT_INLINE static Half add(Half sum, Half a, Half b) {
+    return multiply_add(a, b, sum);
+  }
 };
 
 // The left-hand side A of a product, [m, k]: as it lies in memory, or as the transpose of what lies there.
@@ -45,35 +49,75 @@ constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
 // Whether a load with a mask costs what one without does.
 constexpr bool kMasks = RNNEXT_VECTOR_BYTES == 64;
 
+// Half a vector of each row of a tile, or nothing.
+template <bool, class Product, int R, class T>
+struct HalfColumn {
+  RNNEXT_INLINE void begin(int64_t, Rows<T>, bool) {}
+  template <class B>
+  RNNEXT_INLINE void load(const B*, int64_t) {}
+  RNNEXT_INLINE void add(int, Vec<T>) {}
+  RNNEXT_INLINE void end(int64_t, Rows<T>) const {}
+};
+#if RNNEXT_VECTOR_BYTES == 64
+template <class Product, int R, class T>
+struct HalfColumn<true, Product, R, T> {
+  using Half = decltype(half_of(typename Vec<T>::Native{}));
+  Half sum[R], row;
+
+  RNNEXT_INLINE void begin(int64_t some, Rows<T> c, bool accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) sum[i] = accumulate ? load_half(c[i], some) : Half{};
+  }
+  RNNEXT_INLINE void load(const T* b, int64_t some) { row = load_half(b, some); }
+  template <class B>
+  RNNEXT_INLINE void load(const B* b, int64_t some) {
+    row = half_of(widened(b, some).v);
+  }
+  RNNEXT_INLINE void add(int i, Vec<T> factor) { sum[i] = Product::add(sum[i], half_of(factor.v), row); }
+  RNNEXT_INLINE void end(int64_t some, Rows<T> c) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) store_half(sum[i], c[i], some);
+  }
+};
+#endif
+
+// What the columns of a tile are: vectors, the last of which has some values, all, or is half of one.
+enum class Columns { kSome, kWhole, kHalf };
+
 // R rows by V vectors of C, the last of which has `some` values. B is of T, or kept in another type.
-template <class Product, int R, int V, bool Whole, class A, class T, class B>
+template <class Product, int R, int V, Columns kind, class A, class T, class B>
 RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   using Values = Vec<T>;
   constexpr int64_t width = Values::width;
-  typename Values::Native sum[R][V], row[V];
+  constexpr int vectors = kind == Columns::kHalf ? V - 1 : V;
+  typename Values::Native sum[R][vectors + 1], row[vectors + 1];
+  HalfColumn<kind == Columns::kHalf, Product, R, T> half;
+  const auto whole = [](int j) __attribute__((always_inline)) { return kind != Columns::kSome || j + 1 < V; };
   const auto load = [&](const auto* p, int j) __attribute__((always_inline)) {
     if constexpr (std::is_same_v<decltype(p), const T*>) {
-      return Whole || j + 1 < V ? Values::load(p + j * width).v : load_some(p + j * width, some);
+      return whole(j) ? Values::load(p + j * width).v : load_some(p + j * width, some);
     } else {
-      return widened(p + j * width, Whole || j + 1 < V ? width : some).v;
+      return widened(p + j * width, whole(j) ? width : some).v;
     }
   };
+  half.begin(some, c.from(0, vectors * width), accumulate);
   if (accumulate) {
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 16
-      for (int j = 0; j < V; ++j) sum[i][j] = load(c[i], j);
+      for (int j = 0; j < vectors; ++j) sum[i][j] = load(c[i], j);
     }
   } else {
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 16
-      for (int j = 0; j < V; ++j) sum[i][j] = Values(T(0)).v;
+      for (int j = 0; j < vectors; ++j) sum[i][j] = Values(T(0)).v;
     }
   }
   for (int64_t l = 0; l < k; ++l) {
 #pragma GCC unroll 16
-    for (int j = 0; j < V; ++j) row[j] = load(b[l], j);
+    for (int j = 0; j < vectors; ++j) row[j] = load(b[l], j);
+    half.load(b[l] + vectors * width, some);
     if constexpr (V >= 8) {  // of B as it lies, whose next rows the processor does not foresee
 #pragma GCC unroll 16
       for (int j = 0; j < V; j += 64 / (width * sizeof(B))) __builtin_prefetch(b[l + 8] + j * width);
@@ -82,38 +126,42 @@ RNNEXT_INLINE void gemm_tile(int64_t k, int64_t some, A a, Rows<const B> b, Rows
     for (int i = 0; i < R; ++i) {
       const Values factor(a.at(i, l));
 #pragma GCC unroll 16
-      for (int j = 0; j < V; ++j) sum[i][j] = Product::add(sum[i][j], factor, row[j]).v;
+      for (int j = 0; j < vectors; ++j) sum[i][j] = Product::add(Values(sum[i][j]), factor, Values(row[j])).v;
+      half.add(i, factor);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 16
-    for (int j = 0; j < V; ++j) {
-      if (Whole || j + 1 < V) {
+    for (int j = 0; j < vectors; ++j) {
+      if (whole(j)) {
         Values(sum[i][j]).store(c[i] + j * width);
       } else {
         store_some(sum[i][j], c[i] + j * width, some);
       }
     }
   }
+  half.end(some, c.from(0, vectors * width));
 }
 
 // A tile of `rows` rows, R at most.
-template <class Product, int R, int V, bool Whole, class A, class T, class B>
+template <class Product, int R, int V, Columns kind, class A, class T, class B>
 void gemm_tile_of(int64_t rows, int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
-  if (rows == R) return gemm_tile<Product, R, V, Whole>(k, some, a, b, c, accumulate);
-  if constexpr (R > 1) gemm_tile_of<Product, R - 1, V, Whole>(rows, k, some, a, b, c, accumulate);
+  if (rows == R) return gemm_tile<Product, R, V, kind>(k, some, a, b, c, accumulate);
+  if constexpr (R > 1) gemm_tile_of<Product, R - 1, V, kind>(rows, k, some, a, b, c, accumulate);
 }
 
 template <class Product, int V, class A, class T, class B>
 void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
+  constexpr Columns last = kMasks && V <= 4 ? Columns::kHalf : Columns::kWhole;
+  const bool special = kMasks ? some <= Vec<T>::width / 2 : some == Vec<T>::width;
   const int64_t tiles = (m + tallest(V) - 1) / tallest(V);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = m * t / tiles, rows = m * (t + 1) / tiles - begin;
-    if (!kMasks && some == Vec<T>::width) {
-      gemm_tile_of<Product, tallest(V), V, true>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
+    if (special && (!kMasks || V <= 4)) {
+      gemm_tile_of<Product, tallest(V), V, last>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
     } else {
-      gemm_tile_of<Product, tallest(V), V, false>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
+      gemm_tile_of<Product, tallest(V), V, Columns::kSome>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
     }
   }
 }

@@ -89,6 +89,34 @@ RNNEXT_INLINE void store_some(typename Register<T>::Values v, T* p, int64_t n) {
 }
 #endif
 
+#if RNNEXT_VECTOR_BYTES == 64
+// Half a register, for what takes no more: a processor may do two such operations in the time of a whole one.
+RNNEXT_INLINE __m256 half_of(__m512 v) {
+  return _mm512_castps512_ps256(v);
+}
+RNNEXT_INLINE __m256d half_of(__m512d v) {
+  return _mm512_castpd512_pd256(v);
+}
+RNNEXT_INLINE __m256 load_half(const float* p, int64_t n) {
+  return _mm256_maskz_loadu_ps((1u << n) - 1, p);
+}
+RNNEXT_INLINE __m256d load_half(const double* p, int64_t n) {
+  return _mm256_maskz_loadu_pd((1u << n) - 1, p);
+}
+RNNEXT_INLINE void store_half(__m256 v, float* p, int64_t n) {
+  _mm256_mask_storeu_ps(p, (1u << n) - 1, v);
+}
+RNNEXT_INLINE void store_half(__m256d v, double* p, int64_t n) {
+  _mm256_mask_storeu_pd(p, (1u << n) - 1, v);
+}
+RNNEXT_INLINE __m256 multiply_add(__m256 a, __m256 b, __m256 c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+RNNEXT_INLINE __m256d multiply_add(__m256d a, __m256d b, __m256d c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+#endif
+
 // Sum of the values, halves onto halves.
 template <int S, class Values, class Ints>
 RNNEXT_INLINE auto folded(Values v) {
