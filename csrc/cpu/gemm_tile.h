@@ -49,7 +49,7 @@ constexpr int kVectors = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2;
 // Whether a load with a mask costs what one without does.
 constexpr bool kMasks = RNNEXT_VECTOR_BYTES == 64;
 
-// Half a vector of each row of a tile, or nothing.
+// Half a vector in each row of a tile, or nothing.
 template <bool, class Product, int R, class T>
 struct HalfColumn {
   RNNEXT_INLINE void begin(int64_t, Rows<T>, bool) {}
@@ -153,13 +153,14 @@ void gemm_tile_of(int64_t rows, int64_t k, int64_t some, A a, Rows<const B> b, R
 
 template <class Product, int V, class A, class T, class B>
 void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
-  constexpr Columns last = kMasks && V <= 4 ? Columns::kHalf : Columns::kWhole;
-  const bool special = kMasks ? some <= Vec<T>::width / 2 : some == Vec<T>::width;
+  // What has tiles of its own beside those of any number of columns: where masks cost nothing, half a vector.
+  constexpr Columns own = !kMasks ? Columns::kWhole : V <= 4 ? Columns::kHalf : Columns::kSome;
+  const bool fits = kMasks ? some <= Vec<T>::width / 2 : some == Vec<T>::width;
   const int64_t tiles = (m + tallest(V) - 1) / tallest(V);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = m * t / tiles, rows = m * (t + 1) / tiles - begin;
-    if (special && (!kMasks || V <= 4)) {
-      gemm_tile_of<Product, tallest(V), V, last>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
+    if (fits && own != Columns::kSome) {
+      gemm_tile_of<Product, tallest(V), V, own>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
     } else {
       gemm_tile_of<Product, tallest(V), V, Columns::kSome>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
     }

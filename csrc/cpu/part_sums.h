@@ -14,7 +14,7 @@
 namespace rnnext::cpu {
 
 // The first part sums where the gradients go, the others (and the first one, where the gradients are of bfloat16) in memory
-// of their own, which they keep from one call to the next.
+// of their own, which stays with those of one dw from one scan to the next (`kept` in ScanBackward).
 template <class T>
 class PartSums {
  public:
