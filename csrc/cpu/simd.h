@@ -92,10 +92,10 @@ RNNEXT_INLINE void store_some(typename Register<T>::Values v, T* p, int64_t n) {
 #if RNNEXT_VECTOR_BYTES == 64
 // Half a register, for what takes no more: a processor may do two such operations in the time of a whole one.
 RNNEXT_INLINE __m256 half_of(__m512 v) {
-  return _mm512_castps512_ps256(v);
+  return *reinterpret_cast<__m256*>(&v);
 }
 RNNEXT_INLINE __m256d half_of(__m512d v) {
-  return _mm512_castpd512_pd256(v);
+  return *reinterpret_cast<__m256d*>(&v);
 }
 RNNEXT_INLINE __m256 load_half(const float* p, int64_t n) {
   return _mm256_maskz_loadu_ps((1u << n) - 1, p);
