@@ -64,7 +64,15 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (80, 5, 182, 182), 2): (
         f"2 threads by units (few): 0-95, 96-181; {PACKED}; time blocks of 80 steps",
     ),
-    ("LSTM", (80, 6, 182, 182), 2): (*each_on_its_own("0-2, 3-5", 80),),
+    ("LSTM", (80, 6, 182, 182), 2): each_on_its_own("0-2, 3-5", 80),
+    # and 4 for weights of more than 2 MiB: 4 * 363^2 * 4 bytes are above it, 362^2 below.
+    ("LSTM", (60, 7, 362, 362), 2): (
+        f"2 threads by rows (many): 0-3, 4-6; {PACKED}; time blocks of 60 steps",
+    ),
+    ("LSTM", (60, 7, 363, 363), 2): (
+        f"2 threads by units (few): 0-175, 176-362; {PACKED}; time blocks of 60 steps",
+    ),
+    ("LSTM", (60, 8, 363, 363), 2): each_on_its_own("0-3, 4-7", 60),
     # A thread is on its own if it has at most 1.1 times its share of the rows: 6 of 11, not 5 of 9;
     ("GRU", (200, 9, 64, 64), 2): (
         f"2 threads by rows (many): 0-4, 5-8; {PACKED}; time blocks of 67 steps",
@@ -84,16 +92,8 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         "2 threads by rows (many), each on its own: 0-4, 5-9; W_ih in place, W_hh packed; "
         "time blocks of 18 steps",
     ),
-    # and 4 for weights of more than 2 MiB: 4 * 363^2 * 4 bytes are above it, 362^2 below.
-    ("LSTM", (60, 7, 362, 362), 2): (
-        f"2 threads by rows (many): 0-3, 4-6; {PACKED}; time blocks of 60 steps",
-    ),
-    ("LSTM", (60, 7, 363, 363), 2): (
-        f"2 threads by units (few): 0-175, 176-362; {PACKED}; time blocks of 60 steps",
-    ),
-    ("LSTM", (60, 8, 363, 363), 2): (*each_on_its_own("0-3, 4-7", 60),),
     # Weights: 4 * 887^2 * 4 bytes are above 12 MiB, 886^2 below.
-    ("LSTM", (35, 20, 886, 886), 2): (*each_on_its_own("0-9, 10-19", 35),),
+    ("LSTM", (35, 20, 886, 886), 2): each_on_its_own("0-9, 10-19", 35),
     ("LSTM", (35, 20, 887, 887), 2): (
         f"2 threads by units (large): 0-447, 448-886; {PACKED}; time blocks of 35 steps",
     ),

@@ -323,10 +323,8 @@ class Backward {
 
   // From sequence n of a part on.
   Rows<const T> gradient(int64_t t, const StepProduct<T>& product, int64_t part, int64_t n) const {
-    return Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(row(part, t, n), product.gradient);
+    return Rows<const T>{s_.gradients, s_.gradient_layout.columns}.from(rows_.at(part, t, n), product.gradient);
   }
-
-  int64_t row(int64_t part, int64_t t, int64_t n) const { return rows_.at(s_.plan.own_rows ? part : 0, t, n); }
 
   // Sequences that began before t find their last state among the outputs, the others at the initial state.
   void stage(int number, int64_t t, Range sequences, Range units, int64_t part = 0) const {
@@ -340,7 +338,7 @@ class Backward {
     const T* params[kMaxParams];
     params_of(p_, params);
     const StepBackward<T> step =
-        backward_step<T>(p_, s_, row(part, t, sequences.begin), t, sequences, units, continued, params);
+        backward_step<T>(p_, s_, rows_.at(part, t, sequences.begin), t, sequences, units, continued, params);
     s_.functions.backward[number](step);
   }
 

@@ -44,10 +44,10 @@ class BlockRows {
     return {first_[groups.begin], first_[last] + count(last, block_)};
   }
 
-  // The row of sequence n of a group in step t.
+  // The row of sequence n, which a part takes, in step t. The groups are the parts', or there is one.
   int64_t at(int64_t group, int64_t t, int64_t n) const {
+    if (groups() == 1) return steps_.first(t) - steps_.first(block_.begin) + n;
     const int64_t step = t - block_.begin, of_group = n - groups_[group].begin;
-    if (groups() == 1) return steps_.first(t) - steps_.first(block_.begin) + of_group;
     if (steps_.offsets) return of_step_[group * block_.size() + step] + of_group;
     return first_[group] + step * groups_[group].size() + of_group;
   }

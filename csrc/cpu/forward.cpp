@@ -245,7 +245,7 @@ class Forward {
     if (!sequences.size() || !units.size()) return;
     const T* params[kMaxParams];
     params_of(p_, params);
-    const int64_t row = rows_.at(s_.plan.own_rows ? part : 0, t, sequences.begin);
+    const int64_t row = rows_.at(part, t, sequences.begin);
     const StepForward<T> step = forward_step<T>(p_, s_, row, t, sequences, units, params);
     s_.functions.forward[number](step);
   }

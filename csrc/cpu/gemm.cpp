@@ -251,7 +251,7 @@ void RightMatrix<T>::chunk_product(const std::vector<Range>& ranges, Range toget
   };
   if (packing_ == Packing::kBFloat16) {
     if constexpr (std::is_same_v<T, float>) {
-      multiply(rounded(copies_a ? ranges : std::vector<Range>{{a_row, a_row + rows}}, a, depths));
+      multiply(rounded(apart == Apart::kA ? ranges : std::vector<Range>{together}, a, depths));
     }
   } else if (copies_a) {
     const Rows<T> copy = scratch<T>(rows, depth_);
