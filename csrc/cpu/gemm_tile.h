@@ -158,7 +158,12 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows
   const bool fits = kMasks ? some <= Vec<T>::width / 2 : some == Vec<T>::width;
   const int64_t tiles = (m + tallest(V) - 1) / tallest(V);
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t begin = m * t / tiles, rows = m * (t + 1) / tiles - begin;
+    const int64_t begin = m * t / tiles, end = m * (t + 1) / tiles, rows = end - begin;
+    if (t + 1 < tiles) {  // C of the next tile comes while this one multiplies: gradients of weights leave the caches
+      for (int64_t i = end; i < m * (t + 2) / tiles; ++i) {
+        for (int j = 0; j < V; ++j) __builtin_prefetch(c[i] + j * Vec<T>::width);
+      }
+    }
     if (fits && own != Columns::kSome) {
       gemm_tile_of<Product, tallest(V), V, own>(rows, k, some, a.from(begin), b, c.from(begin), accumulate);
     } else {

@@ -71,8 +71,8 @@ BlockRows block_rows_of(const Params& params, const Plan& plan) {
           plan.meets_nobody};
 }
 
-// Rows that other threads wrote before the last meeting: asked for together they come together, where a product would wait
-// for a few lines at a time.
+// Rows that are in no cache near, as those that other threads wrote before the last meeting: asked for together they come
+// together, where a product would wait for a few lines at a time.
 template <class T>
 void fetch(Rows<T> values, int64_t rows, int64_t columns) {
   constexpr int64_t line = 64 / sizeof(T), most = (int64_t{32} << 10) / sizeof(T);

@@ -299,8 +299,9 @@ class WeightGradients {
         };
         if constexpr (std::is_same_v<T, float>) {
           if (target.bfloat16_dw) {
-            multiply(unrounded, false);
             const Rows<BFloat16> into = Rows<BFloat16>{target.bfloat16_dw, target.columns}.from(row, panel - column);
+            fetch(into, chunk.size(), width);
+            multiply(unrounded, false);
             return bfloat16_weights().round(chunk.size(), width, unrounded, into);
           }
         }
