@@ -1,7 +1,8 @@
-"""Steps timed in turn in one process, A B B A ..., so that other work on the machine hits all."""
+"""Steps timed in turn in one process, so that other work on the machine hits all."""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -25,8 +26,8 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each run of each step: for so many seconds, but at least so many rounds.
 
-    Every other round goes backwards: each step finds the caches, and the threads, awake or asleep,
-    as the one before it left them, and none comes after the same one always.
+    Each round has an order of its own: a step finds the caches, and the threads, awake or asleep, as
+    the one before it left them, and each comes after each other one as often.
 
     Guests are much slower than the others: after 3 rounds they sit out while they have had more
     than their share of the time, so that the others keep theirs.
@@ -38,8 +39,9 @@ def in_turn(
     begin = time.perf_counter()
     hosts = [times[name] for name in steps if name not in guests]
     order = list(steps.items())
+    shuffle = random.Random(0).shuffle
     while time.perf_counter() < begin + seconds or min(map(len, hosts)) < rounds:
-        order.reverse()
+        shuffle(order)
         for name, step in order:
             start = time.perf_counter()
             spent = sum(times[name])
