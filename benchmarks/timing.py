@@ -26,8 +26,8 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each run of each step: for so many seconds, but at least so many rounds.
 
-    Each round has an order of its own: a step finds the caches, and the threads, awake or asleep, as
-    the one before it left them, and each comes after each other one as often.
+    Each round has an order of its own: a step finds the caches, and the threads, awake or asleep,
+    as the one before it left them, and each comes after each other one as often.
 
     Guests are much slower than the others: after 3 rounds they sit out while they have had more
     than their share of the time, so that the others keep theirs.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import CELLS, PACKED, Case, Data, error
 from test_derivatives import data_of
-from test_kernels import TILES, run_python
+from test_kernels import SHALLOW, TILES, run_python
 from torch import Tensor
 
 from rnnext import ops, reference
@@ -105,6 +105,7 @@ KEPT = (
     Case(T=2, N=3, C=1, H=5, L=2, D=2),
     Case(T=4, N=0, C=3, H=5),
     Case(T=300, N=4, C=5, H=22),  # two time blocks
+    *SHALLOW,
 )
 
 

@@ -388,6 +388,15 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 # Every height and width of the products' tiles, and what is left over; and one wide row.
 TILES = [Case(T=1 + 32 // N, N=N, C=5 * N % 67, H=11 * N % 131) for N in range(1, 34)]
 TILES += [Case(T=1, N=1, C=9001, H=7)]
+# Gradients of weights that are written row by row: of up to 4 rows, wider than a tile of one row;
+# some in several panels.
+SHALLOW = (
+    Case(T=1, N=1, C=300, H=270),
+    Case(T=3, N=1, C=4200, H=17, L=2),
+    Case(T=2, N=2, C=513, H=70, D=2),
+    Case(T=5, N=1, C=300, H=33),
+)
+TILES += SHALLOW
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

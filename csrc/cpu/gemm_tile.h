@@ -4,6 +4,7 @@
 #include "cpu/simd.h"
 
 #include "cpu/bfloat16_weights.h"
+#include "cpu/kernels.h"
 #include "engine/cell.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -209,7 +210,10 @@ void gemm_row(int64_t n, int64_t k, A a, Rows<const B> b, T* c, bool accumulate)
 template <class Product, class A, class T, class B>
 void gemm_with(int64_t m, int64_t n, int64_t k, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   constexpr int64_t width = Vec<T>::width;
-  if (m == 1 && n > kRowVectors * width) return gemm_row<Product>(n, k, a, b, c[0], accumulate);
+  if ((m == 1 || k <= kShallow) && n > kRowVectors * width) {
+    for (int64_t i = 0; i < m; ++i) gemm_row<Product>(n, k, a.from(i), b, c[i], accumulate);
+    return;
+  }
   // B comes from a cache or from memory: where it takes more than one, a pass over it is worth at least so many rows.
   constexpr int64_t worth_passing = kVectors == 4 ? 4 : tallest(4) + 1;
   const int64_t passes = (m + tallest(4) - 1) / tallest(4);

@@ -8,6 +8,9 @@
 
 namespace rnnext {
 
+// Products that are at most so deep write a wide C row by row, as it lies: that is what takes their time.
+constexpr int64_t kShallow = 4;
+
 template <class T>
 struct Kernels {
   const Cell<T>* cells;

@@ -15,6 +15,9 @@
 
 namespace rnnext::cpu {
 
+// Values of a gradient that are made at once.
+constexpr int64_t kTile = kRowChunk * kPanelWidth;
+
 // What a matrix was multiplied by, cut into panels: [panel][rows][columns of the panel]; in bfloat16 with two rows side by
 // side, as the right-hand sides in gemm.h.
 template <class T>
@@ -28,12 +31,12 @@ struct Operand {
 
   bool operator==(const Operand& o) const { return kind == o.kind && index == o.index && blocks == o.blocks; }
 
-  // Calls work(column, width) for the panels in columns begin .. end.
+  // Calls work(column, width) for the panels in columns begin .. end, with this depth. Shallow ones are wide.
   template <class Work>
-  void each_panel(int64_t begin, int64_t end, Work work) const {
-    const int64_t block = width / blocks;
+  void each_panel(int64_t depth, int64_t begin, int64_t end, Work work) const {
+    const int64_t block = width / blocks, most = depth <= kShallow ? kTile : kPanelWidth;
     for (int64_t c = begin, next; c < end; c = next) {
-      next = panel_end(c, std::min(end, (c / block + 1) * block));
+      next = panel_end(c, std::min(end, (c / block + 1) * block), most);
       work(c, next - c);
     }
   }
@@ -90,7 +93,7 @@ class WeightGradients {
       workspace.add(&operand.panels, (bfloat16_ ? most_depth_ / 2 : most_depth_) * operand.width);
     }
     workspace.add(&rounded_, bfloat16_ ? threads_ * kRowChunk * most_depth_ / 2 : 0);
-    workspace.add(&unrounded_, writes_bfloat16() ? threads_ * kRowChunk * kPanelWidth : 0);
+    workspace.add(&unrounded_, writes_bfloat16() ? threads_ * kTile : 0);
   }
 
   // Before the first block; the threads do not meet after it.
@@ -125,7 +128,7 @@ class WeightGradients {
     for (const Operand<T>& operand : operands_) pack(team, operand, block, rows, depth);
     team.sync();
     BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth_;
-    const Rows<T> unrounded{unrounded_ + team.rank * kRowChunk * kPanelWidth, kPanelWidth};
+    T* unrounded = unrounded_ + team.rank * kTile;
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
@@ -208,7 +211,7 @@ class WeightGradients {
         first_ = row;
         return;
       }
-      operand_.each_panel(0, operand_.width, [&](int64_t c, int64_t width) {
+      operand_.each_panel(depth_, 0, operand_.width, [&](int64_t c, int64_t width) {
         const auto at = [c](const T* values) { return values ? values + c : nullptr; };
         if constexpr (std::is_same_v<T, float>) {
           if (bfloat16_) {
@@ -270,7 +273,7 @@ class WeightGradients {
 
   // `chunk`: counted from the first of the columns.
   void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, int64_t depth,
-                 BFloat16* rounded, Rows<T> unrounded, bool first_block) const {
+                 BFloat16* rounded, T* unrounded, bool first_block) const {
     const int64_t begin = c.columns.begin + chunk.begin;
     gradients = gradients.from(0, begin);
     if constexpr (std::is_same_v<T, float>) {
@@ -288,24 +291,31 @@ class WeightGradients {
       const Operand<T>& operand = operands_[target.operand];
       const int64_t column =
           target.columns == operand.width ? 0 : chunk.begin % p_.shape.H() / c.block * target.columns;
-      operand.each_panel(column, column + target.columns, [&](int64_t panel, int64_t width) {
-        const auto multiply = [&](Rows<T> into, bool adds) {
+      operand.each_panel(depth, column, column + target.columns, [&](int64_t panel, int64_t width) {
+        const auto multiply = [&](int64_t first, int64_t count, Rows<T> into, bool adds) {
           const T* values = operand.panels + panel * (bfloat16_ ? depth / 2 : depth);
           if constexpr (std::is_same_v<T, float>) {
             const auto* pairs = reinterpret_cast<const BFloat16*>(values);
-            if (bfloat16_) return gemm_tn(chunk.size(), width, depth, rounded, chunk.size(), pairs, width, into, adds);
+            const BFloat16* left = rounded + 2 * first;
+            if (bfloat16_) return gemm_tn(count, width, depth, left, chunk.size(), pairs, width, into, adds);
           }
-          gemm_tn<T>(chunk.size(), width, depth, gradients, {values, width}, into, adds);
+          gemm_tn<T>(count, width, depth, gradients.from(0, first), {values, width}, into, adds);
         };
         if constexpr (std::is_same_v<T, float>) {
           if (target.bfloat16_dw) {
             const Rows<BFloat16> into = Rows<BFloat16>{target.bfloat16_dw, target.columns}.from(row, panel - column);
             fetch(into, chunk.size(), width);
-            multiply(unrounded, false);
-            return bfloat16_weights().round(chunk.size(), width, unrounded, into);
+            const int64_t most = kTile / width;
+            for (int64_t i = 0, count; i < chunk.size(); i += count) {
+              count = std::min(most, chunk.size() - i);
+              multiply(i, count, {unrounded, width}, false);
+              bfloat16_weights().round(count, width, {unrounded, width}, into.from(i));
+            }
+            return;
           }
         }
-        multiply(Rows<T>{target.dw, target.columns}.from(row, panel - column), !(first_block && target.first));
+        const Rows<T> into = Rows<T>{target.dw, target.columns}.from(row, panel - column);
+        multiply(0, chunk.size(), into, !(first_block && target.first));
       });
     }
   }
