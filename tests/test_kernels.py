@@ -162,6 +162,17 @@ def test_each_thread_on_its_own(
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_thread_on_its_own_without_rows_in_the_last_blocks(
+    cell: str, threads: None, poisoned_memory: None
+) -> None:
+    """These come first in the backward, in which wide gradients begin with zeros."""
+    torch.set_num_threads(2)
+    data = data_of(cell, Case(T=300, N=24, C=300, H=17, lengths=(*[300] * 6, *[100] * 18)))
+    assert kinds(data, 2) == ["(many), each on its own"] * 2
+    check_own(data)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_each_thread_on_its_own_but_for_dw(cell: str, threads: None, poisoned_memory: None) -> None:
     """The gradients of large weights are one sum; two blocks of unequal length."""
     torch.set_num_threads(2)
@@ -395,6 +406,7 @@ SHALLOW = (
     Case(T=3, N=1, C=4200, H=17, L=2),
     Case(T=2, N=2, C=513, H=70, D=2),
     Case(T=5, N=1, C=300, H=33),
+    Case(T=3, N=0, C=300, H=270),  # of no rows: zeros
 )
 TILES += SHALLOW
 

@@ -210,7 +210,7 @@ void gemm_row(int64_t n, int64_t k, A a, Rows<const B> b, T* c, bool accumulate)
 template <class Product, class A, class T, class B>
 void gemm_with(int64_t m, int64_t n, int64_t k, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   constexpr int64_t width = Vec<T>::width;
-  if ((m == 1 || k <= kShallow) && n > kRowVectors * width) {
+  if (k > 0 && (m == 1 || k <= kShallow) && n > kRowVectors * width) {
     for (int64_t i = 0; i < m; ++i) gemm_row<Product>(n, k, a.from(i), b, c[i], accumulate);
     return;
   }
