@@ -400,7 +400,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 TILES = [Case(T=1 + 32 // N, N=N, C=5 * N % 67, H=11 * N % 131) for N in range(1, 34)]
 TILES += [Case(T=1, N=1, C=9001, H=7)]
 # Gradients of weights that are written row by row: of up to 4 rows, wider than a tile of one row;
-# some in several panels.
+# some in several panels. And of 5 rows, which are not.
 SHALLOW = (
     Case(T=1, N=1, C=300, H=270),
     Case(T=3, N=1, C=4200, H=17, L=2),

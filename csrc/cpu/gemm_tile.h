@@ -162,7 +162,7 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows
     const int64_t begin = m * t / tiles, end = m * (t + 1) / tiles, rows = end - begin;
     if (t + 1 < tiles) {  // C of the next tile comes while this one multiplies: gradients of weights leave the caches
       for (int64_t i = end; i < m * (t + 2) / tiles; ++i) {
-        for (int j = 0; j < V; ++j) __builtin_prefetch(c[i] + j * Vec<T>::width);
+        for (int j = 0; j < V; j += 64 / (Vec<T>::width * sizeof(T))) __builtin_prefetch(c[i] + j * Vec<T>::width);
       }
     }
     if (fits && own != Columns::kSome) {
