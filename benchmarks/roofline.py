@@ -67,14 +67,20 @@ def weight_count(gates: int, shape: Shape) -> int:
 
 
 def products(gates: int, mode: str, shape: Shape) -> float:
-    """Operations of the matrix products: two for each weight and row, thrice in training."""
-    return 2.0 * shape.rows * weight_count(gates, shape) * (3 if mode == "training" else 1)
+    """Operations of the matrix products: two for each weight and row, thrice in training.
+
+    Without those of the recurrent weights in a sequence's first step, where its state is zero.
+    """
+    begin = shape.L * shape.D * gates * shape.H**2 * shape.N
+    passes = 3 if mode == "training" else 1
+    return 2.0 * passes * (shape.rows * weight_count(gates, shape) - begin)
 
 
 def floor(machine: Machine, cell: str, mode: str, shape: Shape, dtype: str) -> Floor:
     """The floor of one pass, all threads sharing everything evenly.
 
-    The recurrent weights are read once a step, in training once more by the backward's.
+    The recurrent weights are read once a step, the first one too: what is not finite among them
+    shows. In training they are read once more by the backward's steps but the last.
     """
     training = mode == "training"
     scans = shape.L * shape.D
@@ -82,7 +88,7 @@ def floor(machine: Machine, cell: str, mode: str, shape: Shape, dtype: str) -> F
     units = scans * shape.rows * shape.H
     pointwise = units * 1e-9 * (forward + backward if training else inference) / machine.threads
     recurrent = BYTES[dtype] * GATES[cell] * shape.H**2
-    reads = scans * shape.T * (2 if training else 1)
+    reads = scans * (shape.T + (shape.T - 1 if training else 0))
     return Floor(
         operations=products(GATES[cell], mode, shape) / machine.peak(dtype) + pointwise,
         bytes=reads * recurrent / machine.bandwidth(recurrent / machine.threads),

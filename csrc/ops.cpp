@@ -74,11 +74,12 @@ TORCH_LIBRARY(rnnext, m) {
       "Tensor");
   // How a layer's scan would be done, a line for forward and one for backward. sizes: as for cell_shape; heads: blocks of
   // W_hh; dtype: what is computed in; threads: torch's, unless given; bidirectional, num_layers, checkpoints: of the stack
-  // that the layer is in; caches: bytes of a processor's own and of the largest, unless given those of this machine
+  // that the layer is in; at_zero: of a call without initial states; caches: bytes of a processor's own and of the largest,
+  // unless given those of this machine
   m.def(
       "plan(str cell, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, ScalarType dtype, "
       "ScalarType? operand_dtype=None, int? threads=None, bool bidirectional=False, int num_layers=1, "
-      "bool checkpoints=False, int[]? caches=None) -> str");
+      "bool checkpoints=False, bool at_zero=False, int[]? caches=None) -> str");
   // The same on the CUDA device that x is on; operand_dtype as for rnn
   m.def(
       "plan_cuda(str cell, Tensor x, int T, int N, int C, int[] sizes, int heads=1, Tensor? batch_sizes=None, *, "

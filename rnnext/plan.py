@@ -17,7 +17,7 @@ def plan(
     lengths: Lengths | None = None,
     threads: int | None = None,
 ) -> str:
-    """Tell how a call of a layer would be done; nothing is run.
+    """Tell how a call of a layer, without initial states, would be done; nothing is run.
 
     On the CPU, in a line: the threads that work, and how they share the work, **by rows** (each
     takes some sequences through all steps) or **by units** (each takes some units of every
@@ -101,6 +101,7 @@ def plan(
                 bidirectional=layer.bidirectional,
                 num_layers=layer.num_layers,
                 checkpoints=bool(layer.checkpoint_every),
+                at_zero=True,
             )
         lines += [f"layer {k}, {line}" for line in text.splitlines()]
     return "\n".join(lines)

@@ -63,6 +63,8 @@ CASES = (
     LARGE,
     Case(T=12, N=130, C=65, H=48),
     FEW,
+    Case(T=1, N=21, C=8, H=40, D=2, h0=False),
+    Case(T=2, N=9, C=30, H=130, L=2, D=2, h0=False, bias=False),
     Case(T=6, N=1, C=650, H=650),
     Case(T=3, N=11, C=8, H=900),  # weights larger than the caches
     PACKED,

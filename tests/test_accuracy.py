@@ -38,13 +38,16 @@ def test_a_thousand_steps(cell: str, N: int, H: int, count: int, threads: None) 
 
 
 # Where the weights are read as they lie, packed, and shared out by units over two threads; packed
-# sequences of such lengths; and without h0, whose zeros are multiplied all the same.
+# sequences of such lengths; and without h0, whose zeros show what is not finite all the same.
 CASES = (
     Case(T=5, N=2, C=6, H=33),
     Case(T=20, N=11, C=6, H=40, L=2),
     Case(T=8, N=1, C=9, H=512),
     Case(T=12, N=5, C=6, H=34, D=2, lengths=(12, 9, 9, 4, 1)),
     Case(T=20, N=11, C=6, H=40, h0=False),
+    Case(T=1, N=21, C=6, H=33, D=2, h0=False),
+    Case(T=2, N=4, C=6, H=130, h0=False),
+    Case(T=9, N=6, C=6, H=34, D=2, lengths=(9, 9, 9, 9, 4, 1), h0=False),
 )
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -25,6 +25,8 @@ CASES = (
     Case(T=6, N=5, C=0, H=10, bias=False),
     Case(T=3, N=70, C=5, H=1100),  # deeper than a block
     Case(T=1, N=9, C=3, H=2),
+    Case(T=1, N=27, C=5, H=34, D=2, h0=False),
+    Case(T=3, N=9, C=5, H=40, D=2, h0=False),  # the first rows of the second step share a pair
 )
 
 

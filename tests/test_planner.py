@@ -190,6 +190,16 @@ def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
     assert lines(text) == [expected[0], expected[-1]]
 
 
+def test_rows_that_begin_at_zero_do_not_count_towards_packing_W_hh() -> None:
+    # One row is multiplied for all that begin; there is no gradient of what they begin at.
+    for T, N, forward, backward in ((1, 100, 0, 0), (2, 63, 1, 0), (2, 383, 1, 0), (2, 384, 1, 1)):
+        text = torch.ops.rnnext.plan(
+            *("GRU", T, N, 64, [64]), dtype=torch.float32, threads=1, caches=CACHES, at_zero=True
+        )
+        for line, packed in zip(lines(text), (forward, backward), strict=True):
+            assert ("W_hh packed" if packed else "W_hh in place") in line, (T, N)
+
+
 # cell, (T, N, C, H), threads -> whether the directions of a layer go side by side.
 # The edges: 350,000 multiply-adds of each where 700,000 are a team's; one sequence, or two threads;
 # 512 KiB of W_hh where the threads would meet at each step.

@@ -37,6 +37,7 @@ MORE = (
     Case(T=1, N=1, C=1, H=1),
     Case(T=3, N=0, C=2, H=5, L=2),
     Case(T=1, N=2, C=3, H=130, L=2),
+    Case(T=1, N=18, C=4, H=20, D=2, h0=False),
     Case(T=4, N=2, C=9, H=330, L=2, D=2, lengths=(4, 2)),
     Case(T=8, N=4, C=8, H=20, L=2, dropout=0.25, lengths=(8, 8, 3, 1)),
 )

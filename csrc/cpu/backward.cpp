@@ -237,7 +237,7 @@ class Backward {
           products(i, t, sequences, part);
           stage(i, t, sequences, {0, width_of(i)}, part);
         }
-        products(stages, t, sequences, part);
+        products(stages, t, handed_on(t, sequences), part);
       });
       return;
     }
@@ -260,9 +260,14 @@ class Backward {
       });
       if (meets_after(s_.cell.backward, i, stages) || s_.has_products(i + 1)) team_.sync();
     }
-    team_.each(partition.parts, [&](int64_t part) { products(stages, t, alive, part); });
-    if (s_.plan.by_depth) products_by_depth(t);
+    team_.each(partition.parts, [&](int64_t part) { products(stages, t, handed_on(t, alive), part); });
+    if (s_.plan.by_depth && handed_on(t, alive).size()) products_by_depth(t);
     if (s_.mixes_units()) team_.sync();
+  }
+
+  // Of sequences, those whose states before step t have gradients of use.
+  Range handed_on(int64_t t, Range sequences) const {
+    return p_.wants_dstate || p_.goes_on ? sequences : sequences.below(p_.steps.continued(t));
   }
 
   // Of one sequence, whose row a part's sums are.

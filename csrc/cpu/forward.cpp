@@ -13,6 +13,7 @@ struct StepProduct {
   int before;  // the stage that it precedes
   const RightMatrix<T>* matrix;
   Rows<const T> operand;  // [N, from]
+  bool begins_at_zero;    // a state that is zero before the first step
   Rows<T> target;         // [N, to]
   bool accumulate;
 };
@@ -90,19 +91,22 @@ struct Shared : ForwardBuffers<T> {
           products.push_back({0,
                               &weights.hh[w].matrix,
                               state(source * cell.states.count),
+                              !p.h0[source * cell.states.count],
                               {r_part[target], shape.recurrent_columns()},
                               accumulate});
         }
         for (int k = 0; k < cell.products; ++k) {
           const Product& product = cell.product[k];
+          const int number = source * cell.states.count + product.state;
           const Rows<const T> operand =
               product.state >= 0
-                  ? state(source * cell.states.count + product.state)
+                  ? state(number)
                   : Rows<const T>{values + value_layout.offset[product.value[source]], value_layout.columns};
           products.push_back(
               {product.before,
                &weights.own[w * cell.matrices + product.matrix].matrix,
                operand,
+               product.state >= 0 && !p.h0[number],
                {product_values + product_layout.offset[target * cell.products + k], product_layout.columns},
                accumulate});
         }
@@ -177,7 +181,7 @@ class Forward {
       team_.each(partition.parts, [&](int64_t part) {
         const Range sequences = partition.sequences[part].below(alive.end);
         for (int i = 0; i < s_.cell.forward_stages; ++i) {
-          products(i, sequences, 0);
+          products(i, t, sequences, 0);
           stage(i, t, sequences, {0, width_of(i)}, part);
         }
         keep_states(t, sequences);
@@ -186,7 +190,7 @@ class Forward {
     }
     for (int i = 0; i < s_.cell.forward_stages; ++i) {
       if (s_.has_products(i)) {
-        team_.each(partition.parts, [&](int64_t part) { products(i, alive, part); });
+        team_.each(partition.parts, [&](int64_t part) { products(i, t, alive, part); });
         team_.sync();
       }
       team_.each(partition.parts, [&](int64_t part) {
@@ -228,15 +232,23 @@ class Forward {
 
   int64_t width_of(int stage) const { return s_.shape.width(s_.cell.forward[stage].width); }
 
-  void products(int stage, Range sequences, int64_t part) const {
+  void products(int stage, int64_t t, Range sequences, int64_t part) const {
     if (!sequences.size()) return;
+    const Range begun = sequences.below(p_.steps.continued(t));
     for (const StepProduct<T>& product : s_.products) {
       if (product.before != stage) continue;
       const RightMatrix<T>& matrix = *product.matrix;
       if (s_.partition.by_units) fetch(product.operand.from(sequences.begin), sequences.size(), matrix.depth());
+      // Sequences that begin here at zero have one result, zero but for weights that are not finite: made once.
+      const int64_t rows = product.begins_at_zero ? std::min(begun.size() + 1, sequences.size()) : sequences.size();
+      const Rows<T> target = product.target.from(sequences.begin);
       for (int64_t piece = part; piece < matrix.pieces(); piece += s_.partition.parts) {
-        matrix.multiply(sequences.size(), product.operand.from(sequences.begin), {0, matrix.depth()},
-                        product.target.from(sequences.begin), product.accumulate, piece, piece + 1);
+        matrix.multiply(rows, product.operand.from(sequences.begin), {0, matrix.depth()}, target, product.accumulate,
+                        piece, piece + 1);
+        const Range columns = matrix.columns(piece);
+        for (int64_t n = rows; n < sequences.size(); ++n) {
+          std::copy_n(target[rows - 1] + columns.begin, columns.size(), target[n] + columns.begin);
+        }
       }
     }
   }

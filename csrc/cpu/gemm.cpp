@@ -196,8 +196,7 @@ void RightMatrix<T>::multiply(int64_t rows, Rows<const T> a, Range depths, Rows<
   }
   if (first == last) return;
   if (rows == 1 && packing_ == Packing::kInPlace && operand_columns_ == depth_) {  // it has no use for panels
-    const Range columns{panels_[first].columns.begin, panels_[last - 1].columns.end};
-    return panel_product(1, a, depths, c, accumulate, {columns, 0});
+    return panel_product(1, a, depths, c, accumulate, {columns_of(first, last), 0});
   }
   for (int64_t i = first; i < last; ++i) {
     for (int64_t r = 0; r < rows; r += kRowChunk) {

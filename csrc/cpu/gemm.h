@@ -89,6 +89,7 @@ class RightMatrix {
 
   int64_t depth() const { return depth_; }
   int64_t pieces() const { return static_cast<int64_t>(first_panel_.size()) - 1; }
+  Range columns(int64_t piece) const { return columns_of(first_panel_[piece], first_panel_[piece + 1]); }
 
  private:
   struct Panel {
@@ -96,6 +97,10 @@ class RightMatrix {
     int64_t operand;  // the first column of A
   };
 
+  Range columns_of(int64_t first_panel, int64_t last_panel) const {
+    if (first_panel == last_panel) return {0, 0};
+    return {panels_[first_panel].columns.begin, panels_[last_panel - 1].columns.end};
+  }
   void pack_transposed(const Source<T>& w, T* buffer, Range columns) const;
   void pack_two_rows(const Source<T>& w, T* buffer, int64_t k) const;
   // `Left`: T, or BFloat16

@@ -177,8 +177,8 @@ void gemm_columns(int64_t m, int64_t k, int64_t some, A a, Rows<const B> b, Rows
 template <class Product, int R, class A, class T, class B>
 RNNEXT_INLINE void gemm_row_step(int64_t n, int64_t l, A a, Rows<const B> b, T* c, bool accumulate) {
   using Values = Vec<T>;
-  Values factor[R];
-  const B* row[R];
+  Values factor[R + 1];
+  const B* row[R + 1];
   for (int i = 0; i < R; ++i) {
     factor[i] = Values(a.at(0, l + i));
     row[i] = b[l + i];
@@ -200,6 +200,7 @@ void gemm_row(int64_t n, int64_t k, A a, Rows<const B> b, T* c, bool accumulate)
   constexpr int64_t most = 16384 / sizeof(T);
   for (int64_t j = 0; j < n; j += most) {
     const int64_t count = n - j < most ? n - j : most;
+    if (k == 0) gemm_row_step<Product, 0>(count, 0, a, b, c + j, accumulate);
     int64_t l = 0;
     for (; l + 4 <= k; l += 4) gemm_row_step<Product, 4>(count, l, a, b.from(0, j), c + j, accumulate || l > 0);
     for (; l < k; ++l) gemm_row_step<Product, 1>(count, l, a, b.from(0, j), c + j, accumulate || l > 0);
@@ -210,7 +211,7 @@ void gemm_row(int64_t n, int64_t k, A a, Rows<const B> b, T* c, bool accumulate)
 template <class Product, class A, class T, class B>
 void gemm_with(int64_t m, int64_t n, int64_t k, A a, Rows<const B> b, Rows<T> c, bool accumulate) {
   constexpr int64_t width = Vec<T>::width;
-  if (k > 0 && (m == 1 || k <= kShallow) && n > kRowVectors * width) {
+  if ((m == 1 || k <= kShallow) && n > kRowVectors * width) {
     for (int64_t i = 0; i < m; ++i) gemm_row<Product>(n, k, a.from(i), b, c[i], accumulate);
     return;
   }

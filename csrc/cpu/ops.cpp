@@ -101,7 +101,7 @@ std::vector<int64_t> cell_shape(std::string_view cell, at::IntArrayRef sizes) {
 std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::IntArrayRef sizes, int64_t heads,
                  const optional<Tensor>& batch_sizes, at::ScalarType dtype, optional<at::ScalarType> operand_dtype,
                  const optional<int64_t>& threads, bool bidirectional, int64_t num_layers, bool checkpoints,
-                 at::OptionalIntArrayRef given_caches) {
+                 bool at_zero, at::OptionalIntArrayRef given_caches) {
   TORCH_CHECK(0 < threads.value_or(1) && threads.value_or(1) <= 1 << 16, "rnnext: threads is ", *threads,
               ", expected 1 to ", 1 << 16);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble, "rnnext: dtype is ", dtype,
@@ -130,7 +130,7 @@ std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::Int
     const bool backward = pass == Pass::kBackward;
     const bool together = *apart && !(checkpoints && backward);  // segments go one after the other
     const Machine used{together ? 1 : machine.threads, machine.caches};
-    const Plan plan = make_plan(scan.shape, scan.steps, pass, halves, bytes, used, *apart && backward);
+    const Plan plan = make_plan(scan.shape, scan.steps, {pass, halves, bytes, *apart && backward, at_zero}, used);
     return (together ? apart : "") + to_string(plan, scan.shape, scan.steps);
   };
   return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);

@@ -117,18 +117,17 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, const Ma
 }
 
 // Of a matrix of so many weights, and products of so many rows at once: packed, if the rows in all repay it.
-Packing packing(const Steps& steps, Pass pass, double weights, int64_t at_once, bool bfloat16, int64_t bytes,
-                const Machine& machine) {
-  const double share = weights * bytes / machine.caches.own, rows = steps.total();
+Packing packing(int64_t rows, double weights, int64_t at_once, const Task& task, bool bfloat16, const Machine& machine) {
+  const double share = weights * task.bytes / machine.caches.own;
   double worth = share <= kLargeToPack ? kWorthPacking : kWorthPackingLarge;
-  if (pass == Pass::kForward) {
+  if (task.pass == Pass::kForward) {
     worth = kWorthTransposing * std::sqrt(share * std::min<double>(at_once, kManyAtOnce) / kManyAtOnce);
     worth = std::max(worth, kLeastTransposing);
   } else if (at_once < kManyAtOnce) {
     worth = std::max<double>(at_once + 1, std::min<double>(kWorthPackingForFew * share, kMostForFew));
   }
   if (bfloat16) {
-    if (pass == Pass::kBackward || worth > kWorthRounding) worth = kWorthRounding;
+    if (task.pass == Pass::kBackward || worth > kWorthRounding) worth = kWorthRounding;
     return rows < worth ? Packing::kInPlace : Packing::kBFloat16;
   }
   return rows < worth ? Packing::kInPlace : Packing::kPacked;
@@ -142,12 +141,13 @@ bool parts_at_even_rows(const Shape& shape, Pass pass) {
   return pass == Pass::kForward || cell.summed == cell.recurrent_gates() || cell.summed * shape.H() % 2 == 0;
 }
 
-// One row at a step is bound by reading the weights, packed or not.
-Packing recurrent_packing(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes,
-                          const Machine& machine) {
-  const bool halves = parts_at_even_rows(shape, pass);
+// One row at a step is bound by reading the weights, packed or not. Of states of zero, one row is multiplied; where it is not
+// wanted, no gradient of these is made.
+Packing recurrent_packing(const Shape& shape, const Steps& steps, const Task& task, const Machine& machine) {
+  const bool halves = task.bfloat16 && parts_at_even_rows(shape, task.pass);
   const double weights = recurrent_weights(shape) / shape.heads;
-  const Packing result = packing(steps, pass, weights, steps.N, bfloat16 && halves, bytes, machine);
+  const int64_t left_out = task.at_zero ? steps.N - (task.pass == Pass::kForward ? 1 : 0) : 0;
+  const Packing result = packing(steps.total() - left_out, weights, steps.N, task, halves, machine);
   return result == Packing::kPacked && steps.N == 1 ? Packing::kInPlace : result;
 }
 
@@ -206,17 +206,18 @@ std::string counted(int64_t count, const char* thing) {
 
 }  // namespace
 
-Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine,
-               bool one_sum) {
+Plan make_plan(const Shape& shape, const Steps& steps, const Task& task, const Machine& machine) {
+  const Pass pass = task.pass;
+  const int64_t bytes = task.bytes;
   const Reason reason = reason_of(shape, steps, bytes, machine);
   const bool by_units = reason == Reason::kFew || reason == Reason::kLarge || reason == Reason::kMixed;
   const int used = reason == Reason::kSmall ? 1 : machine.threads;
   const double inputs = static_cast<double>(shape.C) * shape.gate_columns();
-  const Packing recurrent = recurrent_packing(shape, steps, pass, bfloat16, bytes, machine);
+  const Packing recurrent = recurrent_packing(shape, steps, task, machine);
   Partition partition = by_units ? Partition{true, used, {}} : by_rows(steps, used);
   // What the threads would hand over otherwise, and the gradients of the weights of each, which are summed in the end.
   const double handed_over = static_cast<double>(steps.total()) * (shape.gate_columns() + shape.C + shape.H());
-  const bool own = reason == Reason::kMany && !one_sum && fair(steps, partition);
+  const bool own = reason == Reason::kMany && !task.one_sum && fair(steps, partition);
   // Where the threads meet at each block, each block is to be shared out evenly.
   const bool padded = steps.rows(steps.T - 1) == steps.N;
   const bool meets_nobody = own && (pass == Pass::kForward || handed_over >= used * weights_of(shape));
@@ -225,7 +226,7 @@ Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16,
           reason,
           own && (meets_nobody || padded),
           meets_nobody,
-          packing(steps, pass, inputs, steps.total(), bfloat16, bytes, machine),
+          packing(steps.total(), inputs, steps.total(), task, task.bfloat16, machine),
           recurrent,
           by_units && pass == Pass::kBackward && steps.N == 1 && recurrent == Packing::kInPlace && shape.heads == 1 &&
               recurrent_weights(shape) * bytes > static_cast<double>(used) * machine.caches.own};

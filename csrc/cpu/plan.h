@@ -41,9 +41,16 @@ struct Machine {
   Caches caches;
 };
 
-// `bfloat16`: whether products are of bfloat16 where they can be; `bytes`: of one value; `one_sum`: as in ScanBackward.
-Plan make_plan(const Shape& shape, const Steps& steps, Pass pass, bool bfloat16, int64_t bytes, const Machine& machine,
-               bool one_sum = false);
+// What is planned, besides its sizes.
+struct Task {
+  Pass pass;
+  bool bfloat16;         // products are of bfloat16 where they can be
+  int64_t bytes;         // of one value
+  bool one_sum = false;  // as in ScanBackward
+  bool at_zero = false;  // sequences begin at states of zero; in the backward: no gradient of these is wanted
+};
+
+Plan make_plan(const Shape& shape, const Steps& steps, const Task& task, const Machine& machine);
 
 // Whether scans that need not wait for each other go side by side, each alone on a thread: where that leaves fewer threads
 // without work, or saves them from meeting at each step. The two directions of a layer:

@@ -58,10 +58,14 @@ bool uses_bfloat16(const Params& params) {
 // `params`: of a scan in the direction of `pass`. One that runs beside others has one thread.
 template <class T, class Params>
 Plan plan_of(const Params& params, Pass pass) {
-  bool one_sum = false;
-  if constexpr (std::is_same_v<Params, ScanBackward<T>>) one_sum = params.one_sum;
-  return make_plan(params.shape, params.steps, pass, uses_bfloat16<T>(params), sizeof(T),
-                   {params.links ? 1 : available_threads(), caches()}, one_sum);
+  Task task{pass, uses_bfloat16<T>(params), sizeof(T)};
+  if constexpr (std::is_same_v<Params, ScanBackward<T>>) {
+    task.one_sum = params.one_sum;
+    task.at_zero = !params.wants_dstate;
+  } else {
+    task.at_zero = params.at_zero;
+  }
+  return make_plan(params.shape, params.steps, task, {params.links ? 1 : available_threads(), caches()});
 }
 
 // The rows of a block, which those who take sequences through all of it have together.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <vector>
 
@@ -129,11 +130,12 @@ class WeightGradients {
     team.sync();
     BFloat16* rounded = reinterpret_cast<BFloat16*>(rounded_) + team.rank * kRowChunk * most_depth_;
     T* unrounded = unrounded_ + team.rank * kTile;
+    const Range begin = rows_that_begin(block, rows);
     for (const GradientColumns<T>& c : columns_) {
       const Range mine = team.share(c.columns.size(), kUnitGrain);
       for (int64_t i = mine.begin, end; i < mine.end; i = end) {
         end = std::min({mine.end, i + kRowChunk, (i / c.block + 1) * c.block});
-        add_chunk(c, {i, end}, gradients, rows, depth, rounded, unrounded, first);
+        add_chunk(c, {i, end}, gradients, rows, depth, begin, rounded, unrounded, first);
       }
     }
     add_params(team, block.sequences(groups_), rows, first);
@@ -271,9 +273,30 @@ class WeightGradients {
     }
   }
 
+  // Of the rows of a sample in a block those of the first step, if it is there and they lie together: the first or the last.
+  Range rows_that_begin(const BlockRows& block, SampleRows rows) const {
+    const int64_t t = p_.steps.reverse ? block.steps().end - 1 : block.steps().begin;
+    if (groups_.size() > 1 || p_.steps.continued(t) > 0) return {0, 0};
+    const int64_t count = block.alive(groups_.begin, t).size() / rows.samples;
+    return p_.steps.reverse ? Range{rows.count - count, rows.count} : Range{0, count};
+  }
+
+  // The depths that make a product with an operand, but for those at which it is zero: `begin`, if it is a state that
+  // begins there. Gradients that are not finite make it NaN all the same.
+  Range depths_of(const Operand<T>& operand, int64_t depth, SampleRows rows, Range begin, Rows<const T> gradients,
+                  int64_t columns) const {
+    const Range all{0, depth};
+    if (operand.kind != Operand<T>::kState || p_.h0[operand.index] || !begin.size()) return all;
+    T sums[kRowChunk];
+    kernels<T>().column_sums(begin.size(), columns, gradients.from(begin.begin), sums, false);
+    if (!std::all_of(sums, sums + columns, [](T sum) { return std::isfinite(sum); })) return all;
+    if (begin.size() == rows.count) return {0, 0};
+    return begin.begin > 0 ? Range{0, depth_of(begin.begin)} : Range{bfloat16_ ? begin.end / 2 * 2 : begin.end, depth};
+  }
+
   // `chunk`: counted from the first of the columns.
   void add_chunk(const GradientColumns<T>& c, Range chunk, Rows<const T> gradients, SampleRows rows, int64_t depth,
-                 BFloat16* rounded, T* unrounded, bool first_block) const {
+                 Range first_step, BFloat16* rounded, T* unrounded, bool first_block) const {
     const int64_t begin = c.columns.begin + chunk.begin;
     gradients = gradients.from(0, begin);
     if constexpr (std::is_same_v<T, float>) {
@@ -291,15 +314,18 @@ class WeightGradients {
       const Operand<T>& operand = operands_[target.operand];
       const int64_t column =
           target.columns == operand.width ? 0 : chunk.begin % p_.shape.H() / c.block * target.columns;
+      const Range depths = depths_of(operand, depth, rows, first_step, gradients, chunk.size());
       operand.each_panel(depth, column, column + target.columns, [&](int64_t panel, int64_t width) {
         const auto multiply = [&](int64_t first, int64_t count, Rows<T> into, bool adds) {
           const T* values = operand.panels + panel * (bfloat16_ ? depth / 2 : depth);
           if constexpr (std::is_same_v<T, float>) {
             const auto* pairs = reinterpret_cast<const BFloat16*>(values);
-            const BFloat16* left = rounded + 2 * first;
-            if (bfloat16_) return gemm_tn(count, width, depth, left, chunk.size(), pairs, width, into, adds);
+            const BFloat16* left = rounded + depths.begin * chunk.size() + 2 * first;
+            const BFloat16* right = pairs + depths.begin * width;
+            if (bfloat16_) return gemm_tn(count, width, depths.size(), left, chunk.size(), right, width, into, adds);
           }
-          gemm_tn<T>(count, width, depth, gradients.from(0, first), {values, width}, into, adds);
+          const Rows<const T> right = Rows<const T>{values, width}.from(depths.begin);
+          gemm_tn<T>(count, width, depths.size(), gradients.from(depths.begin, first), right, into, adds);
         };
         if constexpr (std::is_same_v<T, float>) {
           if (target.bfloat16_dw) {

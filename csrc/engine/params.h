@@ -184,6 +184,7 @@ struct ScanForward {
   Rows<const T> x[kStreams];  // [rows, C]
   Weights<const T> w[kStreams];
   const T* h0[kMaxStates];  // [N, width] each, or null: zeros
+  bool at_zero;             // the states before all steps are zero
   T* state[kMaxStates];     // [N, width] each: the carry, at the end the final states
   Rows<T> y[kStreams];      // [rows, width of h]
   Rows<T> record;           // [rows, record.columns], or null
@@ -211,6 +212,7 @@ struct ScanBackward {
   Rows<const T> record;
   Rows<const T> dy[kStreams];  // [rows, width of h], or null: zeros
   T* dstate[kMaxStates];  // [N, width] each: the carry; in: gradients of the final states, out: of the initial ones
+  bool wants_dstate;      // of the initial states; else it is left as it is before the last products
   Rows<T> dx[kStreams];   // [rows, C], or null: not wanted
   bool accumulate_dx;     // add to dx instead of writing it
   bool accumulate_dw;

@@ -94,6 +94,8 @@ class Stack : Call {
       saved.erase(saved.begin());
     }
     const int64_t first_weight = 1 + h0_.size();
+    const auto first_state = wanted.begin() + 1, last_state = wanted.begin() + first_weight;
+    const bool wants_dstates = std::find(first_state, last_state, true) != last_state;
     std::vector<Tensor> dstates;
     for (int k = 0; k < cell_.all_states(); ++k) {
       const Tensor& given = grads[1 + k];
@@ -108,8 +110,7 @@ class Stack : Call {
       dweights[i] = s_.rows ? Backend::empty(form, like) : like.new_zeros(form);
     }
     // The lowest layer that something is wanted of; the ones below it are left out.
-    const bool all_layers =
-        std::find(wanted.begin(), wanted.begin() + first_weight, true) != wanted.begin() + first_weight;
+    const bool all_layers = wanted[0] || wants_dstates;
     int64_t lowest = 0;
     while (!all_layers && lowest < s_.L && !wants_weights(dweights, lowest)) ++lowest;
 
@@ -136,6 +137,7 @@ class Stack : Call {
           scans.push_back(backward_scan<scalar_t>(l, d, input, output, dy.values, d == 0 ? dx : second, dstates,
                                                   l == s_.L - 1 ? dsequences : std::vector<Tensor>(), dweights,
                                                   samples));
+          scans.back().wants_dstate = wants_dstates;
           scans.back().accumulate_dx = d > 0 && !apart;
           scans.back().batch_sums = sums_of<scalar_t>(sums, l, d);
           if (checkpoint_every_) {
@@ -223,6 +225,7 @@ class Stack : Call {
   template <class T>
   ScanForward<T> forward_of(int64_t l, int64_t d, const Tensor& x) const {
     ScanForward<T> p{shape(x.size(2)), steps(d), noise(l, d), operands_};
+    p.at_zero = h0_.empty();
     p.given_sums = s_.given_sums;
     p.given_noise = given_noise<T>(l, d);
     for (int stream = 0; stream < cell_.streams; ++stream) {
