@@ -85,11 +85,11 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
     ("LSTM", (17, 10, 64, 64), 2): (
         f"2 threads by rows (many), each on its own: 0-4, 5-9; {PACKED}; time blocks of 17 steps",
         "2 threads by rows (many), each on its own but for dW: 0-4, 5-9; W_ih in place, "
-        "W_hh packed; time blocks of 17 steps",
+        "W_hh in place; time blocks of 17 steps",
     ),
     ("LSTM", (18, 10, 64, 64), 2): (
         f"2 threads by rows (many), each on its own: 0-4, 5-9; {PACKED}; time blocks of 18 steps",
-        "2 threads by rows (many), each on its own: 0-4, 5-9; W_ih in place, W_hh packed; "
+        "2 threads by rows (many), each on its own: 0-4, 5-9; W_ih in place, W_hh in place; "
         "time blocks of 18 steps",
     ),
     # Weights: 4 * 887^2 * 4 bytes are above 12 MiB, 886^2 below.
@@ -112,36 +112,44 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         "2 threads by units (few): 0-47, 48-99; W_ih packed, W_hh in place; "
         "time blocks of 400 steps",
     ),
-    # Packing, transposed: 64 rows for 1 MiB, half as many for a quarter of it, 16 at least.
-    ("RNN_TANH", (3, 21, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 3 steps",),
-    ("RNN_TANH", (4, 16, 512, 512), 1): (
-        f"1 thread (alone); {PACKED}; time blocks of 4 steps",
-        f"1 thread (alone); {IN_PLACE}; time blocks of 4 steps",
-    ),
-    ("RNN_TANH", (1, 31, 256, 256), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
-    ("RNN_TANH", (1, 32, 256, 256), 1): (
+    # Packing, transposed, for one product: 0.3 rows for each of the depth, 8 at least, 280 at most;
+    ("GRU", (1, 7, 16, 16), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("GRU", (1, 8, 16, 16), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 1 step",
         f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
     ),
-    ("GRU", (1, 15, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
-    ("GRU", (1, 16, 64, 64), 1): (
+    ("RNN_TANH", (1, 76, 256, 256), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
+    ("RNN_TANH", (1, 77, 256, 256), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 1 step",
         f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
     ),
-    # As it lies, for fewer than 16 rows at once: what serves two products, 18 rows for 1 MiB.
-    ("GRU", (3, 6, 64, 64), 1): (
-        f"1 thread (alone); {PACKED}; time blocks of 3 steps",
-        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 3 steps",
+    ("RNN_TANH", (1, 279, 1024, 1024), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
     ),
-    ("RNN_TANH", (4, 4, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 4 steps",),
-    ("RNN_TANH", (5, 4, 512, 512), 1): (
-        f"1 thread (alone); {IN_PLACE}; time blocks of 5 steps",
+    ("RNN_TANH", (1, 280, 1024, 1024), 1): (
+        f"1 thread (alone); {PACKED}; time blocks of 1 step",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
+    ),
+    # for several, 0.22 rows for each of the depth, 96 at most.
+    ("GRU", (7, 2, 64, 64), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 7 steps",),
+    ("GRU", (5, 3, 64, 64), 1): (
         "1 thread (alone); W_ih in place, W_hh packed; time blocks of 5 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 5 steps",
+    ),
+    ("RNN_TANH", (5, 19, 512, 512), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 5 steps",),
+    ("RNN_TANH", (6, 16, 512, 512), 1): (
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 6 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 6 steps",
+    ),
+    # Of 16 MiB and 4 rows at once: 200 * 2 / 16 rows, in either way.
+    ("RNN_TANH", (6, 4, 2048, 2048), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 6 steps",),
+    ("RNN_TANH", (7, 4, 2048, 2048), 1): (
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 7 steps",
     ),
     # One row at a step reads W_hh where it lies.
-    ("GRU", (16, 1, 64, 64), 1): (
-        "1 thread (alone); W_ih packed, W_hh in place; time blocks of 16 steps",
-        f"1 thread (alone); {IN_PLACE}; time blocks of 16 steps",
+    ("GRU", (20, 1, 64, 64), 1): (
+        "1 thread (alone); W_ih packed, W_hh in place; time blocks of 20 steps",
+        f"1 thread (alone); {IN_PLACE}; time blocks of 20 steps",
     ),
     # Its gradient by whole rows, where W_hh is more than two threads' own caches hold, 2 MiB.
     ("LSTM", (35, 1, 362, 362), 2): (
@@ -151,16 +159,24 @@ TABLE: dict[tuple[str, tuple[int, int, int, int], int], tuple[str, ...]] = {
         f"2 threads by units (few): 0-175, 176-362; {IN_PLACE}; time blocks of 35 steps",
         f"2 threads by units (few): 0-175, 176-362; {IN_PLACE} by depth; time blocks of 35 steps",
     ),
-    # Not transposed: 384 rows up to 4 MiB, 96 above.
+    # Not transposed: 384 rows up to 4 MiB; above, 240 for one product and 96 for several.
     ("RNN_TANH", (1, 383, 1024, 1024), 1): (
         f"1 thread (alone); {PACKED}; time blocks of 1 step",
         f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
     ),
     ("RNN_TANH", (1, 384, 1024, 1024), 1): (f"1 thread (alone); {PACKED}; time blocks of 1 step",),
-    ("RNN_TANH", (1, 95, 1025, 1025), 1): (f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",),
-    ("RNN_TANH", (1, 96, 1025, 1025), 1): (
+    ("RNN_TANH", (1, 239, 1025, 1025), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
+    ),
+    ("RNN_TANH", (1, 240, 1025, 1025), 1): (
         f"1 thread (alone); {IN_PLACE}; time blocks of 1 step",
         f"1 thread (alone); {PACKED}; time blocks of 1 step",
+    ),
+    ("RNN_TANH", (5, 19, 1025, 1025), 1): (
+        f"1 thread (alone); {IN_PLACE}; time blocks of 5 steps",
+    ),
+    ("RNN_TANH", (6, 16, 1025, 1025), 1): (
+        "1 thread (alone); W_ih in place, W_hh packed; time blocks of 6 steps",
     ),
     # Time blocks: up to 768 rows, of about equal length; a step is not divided.
     ("GRU", (1000, 4, 8, 8), 1): (f"1 thread (alone); {PACKED}; time blocks of 167 steps",),
@@ -347,8 +363,12 @@ def test_bfloat16() -> None:
     assert odd == even
     # In the backward, the gates that are apart would begin at row 63 of W_hh.
     assert "W_ih packed in bfloat16, W_hh packed in bfloat16" in apart.splitlines()[0]
-    assert "W_ih packed in bfloat16, W_hh packed, " in apart.splitlines()[1]
-    for rows, forward, backward in ((15, 0, 0), (16, 1, 0), (23, 1, 0), (24, 1, 1)):
+    assert "W_ih packed in bfloat16, W_hh in place, " in apart.splitlines()[1]
+    both, hidden = "W_ih packed in bfloat16, W_hh packed in bfloat16", "W_hh packed in bfloat16"
+    for rows, forward, backward in (
+        *((14, IN_PLACE, IN_PLACE), (15, f"W_ih in place, {hidden}", IN_PLACE)),
+        *((20, both, IN_PLACE), (23, both, IN_PLACE), (24, both, both)),
+    ):
         text = torch.ops.rnnext.plan(
             *("LSTM", rows, 1, 64, [64]),
             dtype=torch.float32,
@@ -356,8 +376,7 @@ def test_bfloat16() -> None:
             threads=1,
             caches=CACHES,
         )
-        for line, packed in zip(lines(text), (forward, backward), strict=True):
-            expected = "W_ih packed in bfloat16, W_hh packed in bfloat16" if packed else IN_PLACE
+        for line, expected in zip(lines(text), (forward, backward), strict=True):
             assert expected in line, rows
     assert "bfloat16" not in plan(rnnext.LSTM(64, 64, dtype=torch.float16), 20, 8)
 

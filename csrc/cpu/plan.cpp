@@ -22,14 +22,15 @@ constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 700000, kWorthTeamForLarge
 constexpr int64_t kRowWork = 500;
 // How many times the threads must have in their hands what one would do alone, for layers to go side by side.
 constexpr double kWorthLayersApart = 1.4;
-// Rows in all that repay packing a matrix. Transposed: of one that the cache of a processor's own just holds (what it
-// costs grows faster than the matrix, what it saves a row does not), and of any. As it lies: of one that is at most so
-// many times as large, and of a larger one.
-constexpr double kWorthTransposing = 64, kLeastTransposing = 16;
-constexpr int64_t kWorthPacking = 384, kWorthPackingLarge = 96, kLargeToPack = 4;
-// With fewer rows in one product than this, a matrix that lies in place is read slowly. Then it is packed, as it lies,
-// if it serves two products: for so many rows for each cache of a processor's own that it fills, or so many at most.
-constexpr int64_t kManyAtOnce = 16, kWorthPackingForFew = 18, kMostForFew = 64;
+// Rows in all that repay packing a matrix, as measured, where it serves several products and where it serves one. Transposed:
+// for each row of the depth, which in place is summed along vectors; at least, and at most.
+constexpr double kWorthTransposing = 0.22, kWorthTransposingForOne = 0.3, kLeastTransposing = 8;
+constexpr double kMostTransposing = 96, kMostTransposingForOne = 280;
+// As it lies: of one that is at most so many times as large as that cache, and of a larger one.
+constexpr double kWorthPacking = 384, kLargeToPack = 4, kWorthPackingLarge = 96, kWorthPackingLargeForOne = 240;
+// With fewer rows in a product than this, a large matrix that lies in place is read slowly: so many rows, times the square
+// root of those and divided by how many such caches it fills, repay packing it in either way.
+constexpr double kManyAtOnce = 16, kWorthPackingForFew = 200;
 // The most that it takes in bfloat16, whose products take half the time; and as it lies, what it takes.
 constexpr double kWorthRounding = 24;
 
@@ -116,16 +117,18 @@ Reason reason_of(const Shape& shape, const Steps& steps, int64_t bytes, const Ma
   return mixed ? Reason::kMixed : few ? Reason::kFew : Reason::kLarge;
 }
 
-// Of a matrix of so many weights, and products of so many rows at once: packed, if the rows in all repay it.
-Packing packing(int64_t rows, double weights, int64_t at_once, const Task& task, bool bfloat16, const Machine& machine) {
-  const double share = weights * task.bytes / machine.caches.own;
-  double worth = share <= kLargeToPack ? kWorthPacking : kWorthPackingLarge;
+// Of a matrix [columns, depth], as it lies, and products of so many rows at once: packed, if the rows in all repay it.
+Packing packing(int64_t rows, double columns, double depth, int64_t at_once, const Task& task, bool bfloat16,
+                const Machine& machine) {
+  const double share = columns * depth * task.bytes / machine.caches.own;
+  const bool one = at_once >= rows;
+  double worth = share <= kLargeToPack ? kWorthPacking : one ? kWorthPackingLargeForOne : kWorthPackingLarge;
   if (task.pass == Pass::kForward) {
-    worth = kWorthTransposing * std::sqrt(share * std::min<double>(at_once, kManyAtOnce) / kManyAtOnce);
+    worth = one ? std::min(kWorthTransposingForOne * depth, kMostTransposingForOne)
+                : std::min(kWorthTransposing * depth, kMostTransposing);
     worth = std::max(worth, kLeastTransposing);
-  } else if (at_once < kManyAtOnce) {
-    worth = std::max<double>(at_once + 1, std::min<double>(kWorthPackingForFew * share, kMostForFew));
   }
+  if (!one && at_once < kManyAtOnce) worth = std::min(worth, kWorthPackingForFew * std::sqrt(at_once) / share);
   if (bfloat16) {
     if (task.pass == Pass::kBackward || worth > kWorthRounding) worth = kWorthRounding;
     return rows < worth ? Packing::kInPlace : Packing::kBFloat16;
@@ -145,9 +148,9 @@ bool parts_at_even_rows(const Shape& shape, Pass pass) {
 // wanted, no gradient of these is made.
 Packing recurrent_packing(const Shape& shape, const Steps& steps, const Task& task, const Machine& machine) {
   const bool halves = task.bfloat16 && parts_at_even_rows(shape, task.pass);
-  const double weights = recurrent_weights(shape) / shape.heads;
+  const int64_t columns = shape.recurrent_columns();
   const int64_t left_out = task.at_zero ? steps.N - (task.pass == Pass::kForward ? 1 : 0) : 0;
-  const Packing result = packing(steps.total() - left_out, weights, steps.N, task, halves, machine);
+  const Packing result = packing(steps.total() - left_out, columns, shape.head_width(), steps.N, task, halves, machine);
   return result == Packing::kPacked && steps.N == 1 ? Packing::kInPlace : result;
 }
 
@@ -212,7 +215,6 @@ Plan make_plan(const Shape& shape, const Steps& steps, const Task& task, const M
   const Reason reason = reason_of(shape, steps, bytes, machine);
   const bool by_units = reason == Reason::kFew || reason == Reason::kLarge || reason == Reason::kMixed;
   const int used = reason == Reason::kSmall ? 1 : machine.threads;
-  const double inputs = static_cast<double>(shape.C) * shape.gate_columns();
   const Packing recurrent = recurrent_packing(shape, steps, task, machine);
   Partition partition = by_units ? Partition{true, used, {}} : by_rows(steps, used);
   // What the threads would hand over otherwise, and the gradients of the weights of each, which are summed in the end.
@@ -226,7 +228,7 @@ Plan make_plan(const Shape& shape, const Steps& steps, const Task& task, const M
           reason,
           own && (meets_nobody || padded),
           meets_nobody,
-          packing(steps.total(), inputs, steps.total(), task, task.bfloat16, machine),
+          packing(steps.total(), shape.gate_columns(), shape.C, steps.total(), task, task.bfloat16, machine),
           recurrent,
           by_units && pass == Pass::kBackward && steps.N == 1 && recurrent == Packing::kInPlace && shape.heads == 1 &&
               recurrent_weights(shape) * bytes > static_cast<double>(used) * machine.caches.own};
