@@ -8,9 +8,10 @@
 // the cell's noise; or in its place that noise itself, [L * D, rows of x, width of all noise]; without it there is
 // none. sizes: of the cell, besides the hidden size; they may be missing where there are none, as AOTInductor's calls
 // of an op lose lists that are empty. operand_dtype: float16 or bfloat16, to which products of float32 may round their
-// operands where the device has such products; their sums stay in float32. checkpoint_every: 0, or of how many steps
-// training keeps the states before the first one alone, in place of what every step computed, which backward then
-// computes again; without effect on any result.
+// operands where the device has such products; their sums stay in float32. With it, x of a call of rnn that keeps nothing
+// may be float16 or bfloat16, as if converted to float32. checkpoint_every: 0, or of how many steps training keeps the
+// states before the first one alone, in place of what every step computed, which backward then computes again; without
+// effect on any result.
 //
 // A cell may add up values over the sequences of a step, for statistics of the batch. Then the last of its weights, of each
 // layer and direction, are these sums as given, side by side, [T, all their widths], which are constants; or without

@@ -94,8 +94,15 @@ def rnn(
         torch.Size([5, 2, 4])
     """
     dtype = _rounded_dtype(x, *h0, *weights)
+    kernel_dtype = x.dtype if dtype is None else torch.float32
+    fused = isinstance(cell, str) and has_kernel(cell, x.device.type, kernel_dtype)
+    transforms = derivatives.transforms_active()
     if dtype is not None:
-        x, h0 = x.float(), [h.float() for h in h0]
+        # Where nothing is differentiated, the op converts x, in memory that it keeps at hand.
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *h0, *weights))
+        if learns or transforms or not fused or dtype not in _HALF:
+            x = x.float()
+        h0 = [h.float() for h in h0]
         # The kernels read matrices of bfloat16 as they lie.
         weights = [w if w.dtype == torch.bfloat16 else w.float() for w in weights]
         seed = seed if seed is None or not seed.is_floating_point() else seed.float()
@@ -109,9 +116,9 @@ def rnn(
         dtype if dtype in _HALF else None,
         checkpoint_every,
     )
-    if isinstance(cell, str) and has_kernel(cell, x.device.type, x.dtype):
-        run = derivatives.rnn if derivatives.transforms_active() else torch.ops.rnnext.rnn
-        cell = cell + STATES if sequences else cell
+    if fused:
+        run = derivatives.rnn if transforms else torch.ops.rnnext.rnn
+        cell = str(cell) + STATES if sequences else str(cell)
         results = run(cell, x, h0, weights, *options)
     else:
         results = reference.rnn(
@@ -268,6 +275,8 @@ def _rnn_fake(  # type: ignore[no-untyped-def]
     checkpoint_every=0,
 ):
     _check_devices(x, (*h0, *weights), (batch_sizes, seed))
+    if operand_dtype is not None and x.dtype in _HALF:
+        x = x.new_empty(x.shape, dtype=torch.float32)
     directions = 2 if bidirectional else 1
     _, streams, sums, widths = _shape_of(cell, weights, sizes)
     y = x.new_empty((*x.shape[:-1], directions * widths[0]))

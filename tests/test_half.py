@@ -27,7 +27,8 @@ pytestmark = [
 LAYERS = [rnnext.LSTM, rnnext.GRU, rnnext.RNN, Peephole, Zoneout]
 KINDS = [*LAYERS, rnnext.LSTMCell, rnnext.GRUCell, rnnext.RNNCell]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-T, N, C, H = 3, 4, 3, 6  # so few rows that no operand is rounded: results are those of float32
+# Beside the depth so few rows that no operand is rounded: results are those of float32.
+T, N, C, H = 3, 4, 64, 64
 
 
 @every_dtype
@@ -43,6 +44,41 @@ def test_results_are_those_of_float32_rounded(cell: str, case: Case, dtype: torc
         if dtype == torch.float16:
             # To round to p bits is to be wrong by at most eps / 2.
             assert error(half[name], exact[name]) <= 0.51 * torch.finfo(dtype).eps, name
+
+
+@every_dtype
+@pytest.mark.parametrize("case", [Case(T=30, N=5, C=9, H=40, L=2, D=2), PACKED], ids=str)
+def test_inference_has_the_bits_of_training(case: Case, dtype: torch.dtype) -> None:
+    data = Data("LSTM", case).rounded(dtype)
+    inputs = data.split(data.inputs(dtype))
+    expected = ops.rnn("LSTM", *inputs, **data.options)
+    with torch.no_grad():
+        results = ops.rnn("LSTM", *inputs, **data.options)
+        compiled = torch.compile(ops.rnn, fullgraph=True)("LSTM", *inputs, **data.options)
+    for a, b, c in zip(expected, results, compiled, strict=True):
+        assert a.dtype == dtype
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    assert not results[0].requires_grad
+
+
+def test_the_op_converts_half_precision_where_it_keeps_nothing() -> None:
+    data = Data("GRU", Case(T=5, N=2, C=4, H=5))
+    x, h0, weights = data.split([t.detach() for t in data.inputs(torch.float32)])
+    options = (None, None, 1, False, 0.0, None)
+    half = torch.float16
+    arguments = ("GRU", x.to(half), h0, weights, *options, half)
+    torch.library.opcheck(torch.ops.rnnext.rnn.default, arguments)
+    for a, b in zip(
+        torch.ops.rnnext.rnn(*arguments),
+        torch.ops.rnnext.rnn("GRU", x.to(half).float(), h0, weights, *options, half),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+        assert a.dtype == torch.float32
+    for run, more in ((torch.ops.rnnext.rnn, ()), (torch.ops.rnnext.rnn_train, (half,))):
+        with pytest.raises(RuntimeError, match=r"x is .*Half|but x is Half"):
+            run("GRU", x.to(half), h0, weights, *options, *more)
 
 
 @pytest.mark.parametrize("cell", NN_CELLS)

@@ -69,7 +69,10 @@ struct Ops {
                                  int64_t checkpoint_every) {
     const at::AutoDispatchBelowADInplaceOrView below;  // what is computed here has no history
     const typename Backend::DeviceGuard guard(x);
-    const Stack<Backend> stack(Backend::cell_named(base_name(cell)), x, h0, weights, batch_sizes, seed, num_layers,
+    // x in half precision is converted here, in memory that is at hand: nothing is kept of it.
+    const bool converts = !training && operand_dtype && at::isReducedFloatingType(x.scalar_type());
+    const Tensor input = converts ? Backend::empty(x.sizes(), x.new_empty({0}, at::kFloat)).copy_(x) : x;
+    const Stack<Backend> stack(Backend::cell_named(base_name(cell)), input, h0, weights, batch_sizes, seed, num_layers,
                                bidirectional, dropout, sizes.value_or(at::IntArrayRef()), operand_dtype,
                                checkpoint_every, wants_sequences(cell));
     return stack.forward(training);
