@@ -26,7 +26,8 @@ def each_on_its_own(parts: str, block: int) -> tuple[str, str]:
     return forward + end, forward.replace("own:", "own but for dW:") + end
 
 
-# cell, (T, N, C, H), threads -> the forward line, and the backward one where it is another.
+# cell, (T, N, C, H), threads -> the forward line, but for its time blocks, and the backward one
+# where it is another.
 # The edges: 700,000 multiply-adds in all for a team (T * N * (G*H * (C + H) + 500)), or 300,000
 # where the weights take more than 1 MiB; 3 sequences for two threads, 3 a thread where W_hh is
 # larger than 512 KiB, 4 where it is larger than 2 MiB; 12 MiB of W_hh; 32 units and 20,000
@@ -196,14 +197,45 @@ def lines(text: str) -> list[str]:
     return [line.split(": ", 1)[1] for line in (forward, backward)]
 
 
+def without_blocks(line: str) -> str:
+    return line.split("; time blocks")[0]
+
+
 @pytest.mark.parametrize("given", TABLE, ids=str)
 def test_decisions(given: tuple[str, tuple[int, int, int, int], int]) -> None:
     cell, (T, N, C, H), threads = given
     text = torch.ops.rnnext.plan(
         cell, T, N, C, [H], dtype=torch.float32, threads=threads, caches=CACHES
     )
-    expected = TABLE[given]
-    assert lines(text) == [expected[0], expected[-1]]
+    (forward, backward), expected = lines(text), TABLE[given]
+    assert backward == expected[-1]
+    assert without_blocks(forward) == without_blocks(expected[0])
+
+
+# cell, (T, N, C, H), threads -> steps in a time block of the forward.
+# The edges: 128 rows a thread, in blocks of equal length, where W_ih takes 4 MiB or less.
+BLOCKS = {
+    ("LSTM", (35, 64, 256, 256), 1): 2,
+    ("LSTM", (35, 64, 256, 256), 2): 4,
+    ("LSTM", (36, 64, 256, 256), 2): 4,
+    ("LSTM", (37, 64, 256, 256), 2): 4,
+    ("LSTM", (128, 1, 64, 64), 1): 128,
+    ("LSTM", (129, 1, 64, 64), 1): 65,
+    ("LSTM", (35, 20, 512, 512), 2): 12,
+    ("LSTM", (35, 20, 513, 512), 2): 35,
+    ("GRU", (3, 1000, 8, 8), 2): 1,
+    ("GRU", (2000, 1, 8, 8), 64): 667,  # no more than the backward's
+}
+
+
+@pytest.mark.parametrize("given", BLOCKS, ids=str)
+def test_blocks_of_the_forward(given: tuple[str, tuple[int, int, int, int], int]) -> None:
+    cell, (T, N, C, H), threads = given
+    text = torch.ops.rnnext.plan(
+        cell, T, N, C, [H], dtype=torch.float32, threads=threads, caches=CACHES
+    )
+    steps = f"{BLOCKS[given]} step" + "s" * (BLOCKS[given] > 1)
+    assert lines(text)[0].endswith(f"; time blocks of {steps}")
 
 
 def test_rows_that_begin_at_zero_do_not_count_towards_packing_W_hh() -> None:

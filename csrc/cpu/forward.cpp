@@ -271,7 +271,9 @@ class Forward {
 }  // namespace
 
 template <class T>
-void scan_forward(const ScanForward<T>& params) {
+void scan_forward(const ScanForward<T>& given) {
+  ScanForward<T> params = given;
+  if (!params.links) params.steps.block = forward_block(params.shape, params.steps, sizeof(T), machine_of(params));
   Shared<T> shared(params);
   run_team(shared.plan.threads, [&](const Team& team) {
     Forward<T> forward(shared, team);

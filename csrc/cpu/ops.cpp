@@ -115,23 +115,27 @@ std::string plan(std::string_view cell, int64_t T, int64_t N, int64_t C, at::Int
   if (given_caches) machine.caches = {(*given_caches)[0], (*given_caches)[1]};
   const int64_t bytes = c10::elementSize(dtype);
   const char* apart = "";
+  bool linked = false;
   if (bidirectional && directions_apart(scan.shape, scan.steps, bytes, machine))
     apart = "directions side by side, each ";
   if (!bidirectional && num_layers > 1) {
     Shape upper = scan.shape;
     upper.C = upper.state_width(0);
-    const Steps linked = scan.linked();
-    if (layers_apart(upper, linked, bytes, num_layers, machine)) {
+    const Steps steps = scan.linked();
+    if (layers_apart(upper, steps, bytes, num_layers, machine)) {
       apart = "layers side by side, each ";
-      scan.steps = linked;
+      scan.steps = steps;
+      linked = true;
     }
   }
   const auto line = [&](Pass pass) {
     const bool backward = pass == Pass::kBackward;
     const bool together = *apart && !(checkpoints && backward);  // segments go one after the other
     const Machine used{together ? 1 : machine.threads, machine.caches};
-    const Plan plan = make_plan(scan.shape, scan.steps, {pass, halves, bytes, *apart && backward, at_zero}, used);
-    return (together ? apart : "") + to_string(plan, scan.shape, scan.steps);
+    Steps steps = scan.steps;
+    if (!backward && !linked) steps.block = forward_block(scan.shape, steps, bytes, used);
+    const Plan plan = make_plan(scan.shape, steps, {pass, halves, bytes, *apart && backward, at_zero}, used);
+    return (together ? apart : "") + to_string(plan, scan.shape, steps);
   };
   return "forward: " + line(Pass::kForward) + "\nbackward: " + line(Pass::kBackward);
 }

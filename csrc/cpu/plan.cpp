@@ -20,6 +20,10 @@ constexpr double kOwnWeights = 0.5;
 constexpr int64_t kWorthMeeting = 20000, kWorthTeam = 700000, kWorthTeamForLarge = 300000;
 // What a row of a step takes besides its multiply-adds, in these.
 constexpr int64_t kRowWork = 500;
+// Rows of a thread whose projections stay in its processor's own cache, and the most times what that cache holds that input
+// weights may take to be read again for so few.
+constexpr int64_t kProjectedRows = 128;
+constexpr double kLargeInput = 4;
 // How many times the threads must have in their hands what one would do alone, for layers to go side by side.
 constexpr double kWorthLayersApart = 1.4;
 // Rows in all that repay packing a matrix, as measured, where it serves several products and where it serves one. Transposed:
@@ -232,6 +236,12 @@ Plan make_plan(const Shape& shape, const Steps& steps, const Task& task, const M
           recurrent,
           by_units && pass == Pass::kBackward && steps.N == 1 && recurrent == Packing::kInPlace && shape.heads == 1 &&
               recurrent_weights(shape) * bytes > static_cast<double>(used) * machine.caches.own};
+}
+
+int64_t forward_block(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {
+  const double inputs = static_cast<double>(shape.C) * shape.gate_columns() * bytes;
+  if (inputs > kLargeInput * machine.caches.own) return steps.block;
+  return std::min(steps.block, block_steps(kProjectedRows * machine.threads, steps.T, steps.N));
 }
 
 bool directions_apart(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine) {

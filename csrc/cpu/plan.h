@@ -52,6 +52,10 @@ struct Task {
 
 Plan make_plan(const Shape& shape, const Steps& steps, const Task& task, const Machine& machine);
 
+// The steps in a time block of the forward, at most those of `steps`: of small input weights, which are read again for each
+// block, so few that the projections of a block stay in the processors' own caches.
+int64_t forward_block(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine);
+
 // Whether scans that need not wait for each other go side by side, each alone on a thread: where that leaves fewer threads
 // without work, or saves them from meeting at each step. The two directions of a layer:
 bool directions_apart(const Shape& shape, const Steps& steps, int64_t bytes, const Machine& machine);

@@ -55,7 +55,13 @@ bool uses_bfloat16(const Params& params) {
   return params.operands == Operands::kBFloat16 && has_bfloat16<T>();
 }
 
-// `params`: of a scan in the direction of `pass`. One that runs beside others has one thread.
+// One that runs beside others has one thread.
+template <class Params>
+Machine machine_of(const Params& params) {
+  return {params.links ? 1 : available_threads(), caches()};
+}
+
+// `params`: of a scan in the direction of `pass`.
 template <class T, class Params>
 Plan plan_of(const Params& params, Pass pass) {
   Task task{pass, uses_bfloat16<T>(params), sizeof(T)};
@@ -65,7 +71,7 @@ Plan plan_of(const Params& params, Pass pass) {
   } else {
     task.at_zero = params.at_zero;
   }
-  return make_plan(params.shape, params.steps, task, {params.links ? 1 : available_threads(), caches()});
+  return make_plan(params.shape, params.steps, task, machine_of(params));
 }
 
 // The rows of a block, which those who take sequences through all of it have together.

@@ -17,17 +17,6 @@
 
 namespace rnnext {
 
-// At least so many rows of each sample are in a time block, where each has its own gradients of the weights.
-constexpr int64_t kSampleRows = 64;
-
-// Steps in a time block of at most so many rows: blocks of about equal length.
-inline int64_t block_steps(int64_t block_rows, int64_t T, int64_t N, int64_t samples = 0) {
-  const int64_t rows = std::max(block_rows, kSampleRows * samples);
-  const int64_t most = std::clamp<int64_t>(rows / std::max<int64_t>(N, 1), 1, T);
-  const int64_t blocks = (T + most - 1) / most;
-  return (T + blocks - 1) / blocks;
-}
-
 // Of layers that go side by side, each waits for a block of the one before it: there are some blocks, but each has rows
 // enough for its products.
 constexpr int64_t kLinkedBlocks = 8, kLinkedRows = 24;
